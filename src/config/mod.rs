@@ -1,0 +1,1 @@
+//! The typed configuration: the only module that reads files and the environment.

@@ -1,0 +1,4 @@
+//! smcached
+pub mod config;
+pub mod secret;
+pub mod source;

@@ -1,0 +1,162 @@
+//! Where secrets come from: the [`SecretSource`] trait, what can go wrong, and the sources themselves.
+//!
+//! A source answers one question at a time and remembers nothing: freshness, single flight and retries
+//! over time belong to the cache. Only `aws` knows the AWS SDK.
+
+pub mod aws;
+pub mod file;
+
+use std::future::Future;
+use std::pin::Pin;
+use std::time::Duration;
+
+use thiserror::Error;
+use tokio::sync::watch;
+
+use crate::secret::{SecretKey, SecretVersion};
+
+/// A boxed answer, so that sources can be chosen at start.
+pub type Fetching<'a> = Pin<Box<dyn Future<Output = Result<SecretVersion, SourceError>> + Send + 'a>>;
+
+/// Who waits for a fetch, and so how hard the source tries.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Urgency {
+    /// A reader has nothing to fall back on.
+    Cold,
+    /// A value is held; the refresher will try again by itself.
+    Refresh,
+}
+
+/// Something that knows secrets.
+pub trait SecretSource: Send + Sync + 'static {
+    /// A stable word for logs and `/status`.
+    fn name(&self) -> &'static str;
+
+    /// Asks for one secret. Bounded in time by the source itself.
+    fn fetch<'a>(&'a self, key: &'a SecretKey, urgency: Urgency) -> Fetching<'a>;
+
+    /// Ticks whenever the source knows that its secrets may have changed; `None` where it cannot know.
+    fn changes(&self) -> Option<watch::Receiver<u64>> {
+        None
+    }
+}
+
+/// What an error means for a value that is held.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ErrorClass {
+    /// The secret is gone or forbidden: drop the value, cache the refusal.
+    Authoritative,
+    /// The caller asked for something that AWS does not understand: neither drop nor retry.
+    Caller,
+    /// It may work later: keep the value, retry with backoff.
+    Transient,
+}
+
+/// Everything that can go wrong when a secret is asked for. No variant carries AWS's message, which
+/// names the principal, nor any part of a value.
+#[derive(Debug, Clone, PartialEq, Eq, Error)]
+pub enum SourceError {
+    /// `ResourceNotFoundException`.
+    #[error("the secret, or this version of it, does not exist")]
+    NotFound,
+    /// `InvalidRequestException` of a secret that is marked for deletion.
+    #[error("the secret is marked for deletion")]
+    Deleted,
+    /// `AccessDeniedException`.
+    #[error("AWS denied the daemon's identity access to this secret")]
+    AccessDenied,
+    /// `InvalidParameterException`, `ValidationException`, or another `InvalidRequestException`.
+    #[error("AWS refused the request as invalid ({code})")]
+    InvalidRequest {
+        /// AWS's error code.
+        code: String,
+    },
+    /// `DecryptionFailure`: the KMS key is disabled or out of reach.
+    #[error("AWS could not decrypt the secret; check the KMS key")]
+    DecryptionFailure,
+    /// No credentials, no region, or a provider that failed.
+    #[error("{advice}")]
+    NoIdentity {
+        /// What to do about it.
+        advice: String,
+    },
+    /// Credentials that AWS did not accept, such as expired ones.
+    #[error("AWS rejected the daemon's credentials ({code}); they are being loaded anew")]
+    IdentityRejected {
+        /// AWS's error code.
+        code: String,
+    },
+    /// Throttled, by whatever name.
+    #[error("AWS throttles the daemon's requests")]
+    Throttled {
+        /// How long AWS asked us to wait.
+        retry_after: Option<Duration>,
+    },
+    /// A 5xx, or `InternalServiceError`.
+    #[error("AWS failed with HTTP status {status}")]
+    Upstream {
+        /// The HTTP status.
+        status: u16,
+    },
+    /// Refused, reset, unresolvable or not trusted.
+    #[error("AWS cannot be reached: {reason}")]
+    Unreachable {
+        /// A short cause, without addresses or credentials.
+        reason: String,
+    },
+    /// No answer in time.
+    #[error("AWS did not answer in time")]
+    Timeout,
+    /// An answer that makes no sense: not JSON, without a value, about another secret.
+    #[error("AWS gave an unusable answer: {reason}")]
+    Unusable {
+        /// What was wrong with it.
+        reason: &'static str,
+    },
+    /// A defect of ours: the fetch ended without an outcome.
+    #[error("the fetch ended unexpectedly; this is a defect of smcached")]
+    Aborted,
+}
+
+impl SourceError {
+    /// What the error means for a held value. Nobody else classifies.
+    pub fn class(&self) -> ErrorClass {
+        match self {
+            Self::NotFound | Self::Deleted | Self::AccessDenied => ErrorClass::Authoritative,
+            Self::InvalidRequest { .. } => ErrorClass::Caller,
+            Self::DecryptionFailure
+            | Self::NoIdentity { .. }
+            | Self::IdentityRejected { .. }
+            | Self::Throttled { .. }
+            | Self::Upstream { .. }
+            | Self::Unreachable { .. }
+            | Self::Timeout
+            | Self::Unusable { .. }
+            | Self::Aborted => ErrorClass::Transient,
+        }
+    }
+
+    /// Whether trying again later may help.
+    pub fn is_transient(&self) -> bool {
+        self.class() == ErrorClass::Transient
+    }
+
+    /// A stable `snake_case` word, for metrics, logs and `/status`.
+    pub fn kind(&self) -> &'static str {
+        match self {
+            Self::NotFound => "not_found",
+            Self::Deleted => "deleted",
+            Self::AccessDenied => "access_denied",
+            Self::InvalidRequest { .. } => "invalid_request",
+            Self::DecryptionFailure => "decryption_failure",
+            Self::NoIdentity { .. } => "no_credentials",
+            Self::IdentityRejected { .. } => "credentials_rejected",
+            Self::Throttled { .. } => "throttled",
+            Self::Upstream { .. } => "server_error",
+            Self::Unreachable { .. } => "unreachable",
+            Self::Timeout => "timeout",
+            Self::Unusable { .. } => "unusable_answer",
+            Self::Aborted => "aborted",
+        }
+    }
+}
