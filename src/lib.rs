@@ -1,4 +1,6 @@
 //! smcached
+pub mod cache;
 pub mod config;
+pub mod metrics;
 pub mod secret;
 pub mod source;

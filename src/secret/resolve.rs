@@ -112,6 +112,11 @@ impl Resolver {
         Ok(key_of(origin, id, selector))
     }
 
+    /// All configured groups, in no order.
+    pub fn groups(&self) -> impl Iterator<Item = &Group> {
+        self.groups.values()
+    }
+
     /// The configured group that a key belongs to, however it was spelt: the one with the longest prefix
     /// among those that ask the same region and role.
     pub fn group_of(&self, key: &SecretKey) -> Option<&Group> {

@@ -32,6 +32,9 @@ pub trait SecretSource: Send + Sync + 'static {
     /// A stable word for logs and `/status`.
     fn name(&self) -> &'static str;
 
+    /// The `operation` label of its metrics.
+    fn operation(&self) -> &'static str;
+
     /// Asks for one secret. Bounded in time by the source itself.
     fn fetch<'a>(&'a self, key: &'a SecretKey, urgency: Urgency) -> Fetching<'a>;
 

@@ -1,0 +1,365 @@
+//! Freshness: the heart of the daemon. A read comes in, a held value or one shared fetch answers it.
+//!
+//! - `freshness` and `schedule` are pure: what a reader gets at this age, what the clock does next.
+//! - `store` holds what is held (moka), `slot` is the place of one secret in it.
+//! - `flight` makes one fetch of however many askers, and lands its answer.
+//! - `refresher` is the thin loop around `schedule`; `preload` keeps listed secrets held.
+//! - `limits` bounds all calls to the source, `upstream` remembers how it fares.
+//!
+//! A hit does no I/O, takes no lock that a writer holds for long and copies no secret bytes.
+
+mod demand;
+mod flight;
+mod freshness;
+mod limits;
+mod policy;
+mod preload;
+mod refresher;
+mod schedule;
+mod slot;
+mod store;
+#[cfg(test)]
+mod tests;
+mod upstream;
+
+use std::collections::HashSet;
+use std::sync::Arc;
+use std::time::Duration;
+
+use thiserror::Error;
+use tokio::time::{Instant, timeout};
+
+pub use self::demand::Demand;
+pub use self::freshness::{Freshness, Lifetimes};
+pub use self::policy::{CacheOptions, GroupPolicy, Policies};
+pub use self::preload::preload;
+pub use self::slot::Held;
+pub use self::store::{GroupSummary, StoreSummary};
+pub use self::upstream::{UpstreamState, UpstreamSummary};
+
+use self::flight::{Boarding, Flights, Outcome};
+use self::limits::Limits;
+use self::refresher::Agenda;
+use self::slot::Slot;
+use self::store::Store;
+use self::upstream::Upstream;
+use crate::metrics::Metrics;
+use crate::secret::SecretKey;
+use crate::source::{SecretSource, SourceError, Urgency};
+
+/// How an answer came about; what `Cache-Status` (RFC 9211) tells.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Served {
+    /// A fresh value from memory.
+    Hit,
+    /// A stale value at once, while a refresh is under way.
+    StaleWhileRevalidate,
+    /// A stale value because the source fails or is slow.
+    StaleIfError,
+    /// A value that the source was asked for.
+    Fetched {
+        /// Why it was asked.
+        forward: Forward,
+        /// Whether the fetch was somebody else's.
+        collapsed: bool,
+    },
+}
+
+/// Why a read went to the source: the `fwd` parameter of RFC 9211 section 2.2.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Forward {
+    /// Nothing was held.
+    Miss,
+    /// What was held was too old.
+    Stale,
+    /// The reader demanded it.
+    Request,
+}
+
+/// A value, and how it came about.
+#[derive(Debug, Clone)]
+pub struct Answer {
+    /// What is served.
+    pub held: Arc<Held>,
+    /// How.
+    pub served: Served,
+    /// Its age at the moment of the answer.
+    pub age: Duration,
+}
+
+/// Why a read has no value.
+#[derive(Debug, Clone, PartialEq, Eq, Error)]
+pub enum ReadError {
+    /// `only-if-cached`, and nothing suitable is held.
+    #[error("nothing suitable is held, and only-if-cached forbids to ask for it")]
+    NotHeld,
+    /// The source said so, now or within `negative_ttl`.
+    #[error("{error}")]
+    Source {
+        /// What it said.
+        error: SourceError,
+        /// For a remembered refusal: how much longer it is remembered.
+        remembered_for: Option<Duration>,
+    },
+}
+
+/// The cache. Clones are handles to one cache.
+#[derive(Debug, Clone)]
+pub struct Cache {
+    shared: Arc<Shared>,
+}
+
+/// A remembered refusal.
+#[derive(Debug, Clone)]
+struct Refusal {
+    error: SourceError,
+    until: Instant,
+}
+
+struct Shared {
+    source: Arc<dyn SecretSource>,
+    options: CacheOptions,
+    policies: Policies,
+    store: Store,
+    /// Refusals live apart from values, so that asking for unknown names never evicts a secret.
+    refusals: moka::sync::Cache<SecretKey, Refusal>,
+    flights: Flights,
+    limits: Limits,
+    agenda: Agenda,
+    upstream: Upstream,
+    /// Keys that are kept fresh though nobody reads them.
+    pinned: HashSet<SecretKey>,
+    metrics: Metrics,
+}
+
+impl std::fmt::Debug for Shared {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Cache").field("source", &self.source.name()).finish_non_exhaustive()
+    }
+}
+
+/// The most refusals that are remembered.
+const MAX_REFUSALS: u64 = 10_000;
+
+impl Cache {
+    /// A cache over `source`. `pinned` are kept fresh whether read or not, once they are held. Nothing
+    /// runs until [`Cache::run`] is spawned.
+    pub fn new(
+        source: Arc<dyn SecretSource>,
+        options: CacheOptions,
+        policies: Policies,
+        pinned: impl IntoIterator<Item = SecretKey>,
+        metrics: Metrics,
+    ) -> Self {
+        let shared = Shared {
+            store: Store::new(options.max_bytes, metrics.cache.clone()),
+            refusals: moka::sync::Cache::builder()
+                .max_capacity(MAX_REFUSALS)
+                .eviction_policy(moka::policy::EvictionPolicy::lru())
+                .build(),
+            flights: Flights::default(),
+            limits: Limits::new(options.max_concurrency, options.rate),
+            agenda: Agenda::default(),
+            upstream: Upstream::default(),
+            pinned: pinned.into_iter().collect(),
+            source,
+            options,
+            policies,
+            metrics,
+        };
+        Self { shared: Arc::new(shared) }
+    }
+
+    /// Reads one secret under the reader's `demand`.
+    ///
+    /// Waits for nothing when a fresh value, or one within `stale_while_revalidate`, is held; at most
+    /// `revalidate_timeout` when an older one is; at most `fetch_timeout` otherwise.
+    pub async fn read(&self, key: &SecretKey, demand: &Demand) -> Result<Answer, ReadError> {
+        let now = Instant::now();
+        let slot = self.shared.store.find(key);
+        let held = slot.as_ref().and_then(|slot| Some((slot, slot.held()?)));
+        let Some((slot, held)) = held.filter(|(_, held)| held.freshness(now) != Freshness::Expired) else {
+            return self.read_cold(key, demand, now).await;
+        };
+        self.shared.store.mark_read(slot, now);
+        if demand.no_cache {
+            return self.read_forced(slot, held, demand).await;
+        }
+        let age = held.age(now);
+        let too_old = demand.is_too_old(age, held.policy.lifetimes.ttl);
+        match held.freshness(now) {
+            Freshness::Fresh if !too_old => {
+                if now >= held.refresh_at {
+                    self.shared.refresh(slot, now);
+                }
+                Ok(served(held, Served::Hit, age))
+            }
+            Freshness::StaleWhileRevalidate if !too_old => {
+                self.shared.refresh(slot, now);
+                let failing = slot.is_troubled();
+                let served_as = if failing { Served::StaleIfError } else { Served::StaleWhileRevalidate };
+                Ok(served(held, served_as, age))
+            }
+            _ if demand.only_if_cached && too_old => Err(ReadError::NotHeld),
+            _ if demand.only_if_cached => Ok(served(held, Served::StaleIfError, age)),
+            _ => self.revalidate(slot, held, now).await,
+        }
+    }
+
+    /// A held value that the reader or its age makes doubtful: wait a moment for something newer, and
+    /// not at all while the source is known to fail.
+    async fn revalidate(&self, slot: &Arc<Slot>, held: Arc<Held>, now: Instant) -> Result<Answer, ReadError> {
+        if slot.is_troubled() {
+            self.shared.refresh(slot, now);
+            return Ok(served_held(held, now));
+        }
+        let (mut waiter, collapsed) = match self.shared.board(&slot.key, Urgency::Refresh, || None) {
+            Boarding::Landed(outcome) => return fetched(outcome, Forward::Stale, true, &held.policy),
+            Boarding::Waiting { waiter, collapsed } => (waiter, collapsed),
+        };
+        match timeout(self.shared.options.revalidate_timeout, waiter.outcome()).await {
+            Ok(Err(error)) if error.is_transient() => Ok(served_held(held, Instant::now())),
+            Ok(outcome) => fetched(outcome, Forward::Stale, collapsed, &held.policy),
+            Err(_) => {
+                slot.note_slow();
+                Ok(served_held(held, Instant::now()))
+            }
+        }
+    }
+
+    /// `no-cache` where something is held: the source's word counts, its errors too, unless the reader
+    /// accepts a stale value then.
+    async fn read_forced(&self, slot: &Slot, held: Arc<Held>, demand: &Demand) -> Result<Answer, ReadError> {
+        if demand.only_if_cached {
+            return Err(ReadError::NotHeld);
+        }
+        let policy = Arc::clone(&held.policy);
+        let (outcome, collapsed) = self.fetch(&slot.key, Urgency::Cold, || None).await;
+        match outcome {
+            Err(error) if error.is_transient() && demand.stale_if_error.is_some() => {
+                let now = Instant::now();
+                let staleness = held.age(now).saturating_sub(policy.lifetimes.ttl);
+                if held.freshness(now) != Freshness::Expired && demand.stale_if_error >= Some(staleness) {
+                    return Ok(served_held(held, now));
+                }
+                fetched(Err(error), Forward::Request, collapsed, &policy)
+            }
+            outcome => fetched(outcome, Forward::Request, collapsed, &policy),
+        }
+    }
+
+    /// Nothing usable is held.
+    async fn read_cold(&self, key: &SecretKey, demand: &Demand, now: Instant) -> Result<Answer, ReadError> {
+        let policy = self.shared.policies.of(key);
+        if !demand.no_cache
+            && let Some(refusal) = self.shared.refusal(key, now)
+        {
+            policy.metrics.negative();
+            let remembered_for = Some(refusal.until - now);
+            return Err(ReadError::Source { error: refusal.error, remembered_for });
+        }
+        if demand.only_if_cached {
+            policy.metrics.miss();
+            return Err(ReadError::NotHeld);
+        }
+        // Whoever finds no flight looks again before starting one: the last may have landed just now.
+        let landed_just_now = || {
+            if demand.no_cache {
+                return None;
+            }
+            let now = Instant::now();
+            let refusal = self.shared.refusal(key, now).map(|refusal| Err(refusal.error));
+            refusal.or_else(|| {
+                let held = self.shared.store.find(key)?.held()?;
+                (held.freshness(now) == Freshness::Fresh).then_some(Ok(held))
+            })
+        };
+        let (outcome, collapsed) = self.fetch(key, Urgency::Cold, landed_just_now).await;
+        let forward = if demand.no_cache { Forward::Request } else { Forward::Miss };
+        fetched(outcome, forward, collapsed, policy)
+    }
+
+    /// Waits for one shared fetch, at most `fetch_timeout`. The fetch goes on when the waiting ends.
+    async fn fetch(
+        &self,
+        key: &SecretKey,
+        urgency: Urgency,
+        landed_just_now: impl FnOnce() -> Option<Outcome>,
+    ) -> (Outcome, bool) {
+        match self.shared.board(key, urgency, landed_just_now) {
+            Boarding::Landed(outcome) => (outcome, true),
+            Boarding::Waiting { mut waiter, collapsed } => {
+                let outcome = timeout(self.shared.options.fetch_timeout, waiter.outcome()).await;
+                (outcome.unwrap_or(Err(SourceError::Timeout)), collapsed)
+            }
+        }
+    }
+
+    /// Keeps what is held fresh, and drops what is not used; returns only if the refresher fails.
+    pub async fn run(self) {
+        refresher::run(&self.shared).await;
+    }
+
+    /// Whether a usable value is held, without counting that as a read.
+    pub fn holds(&self, key: &SecretKey) -> bool {
+        self.shared.store.find(key).is_some_and(|slot| slot.held().is_some())
+    }
+
+    /// What is held, for gauges and people; sets the gauges on the way.
+    pub fn summary(&self) -> StoreSummary {
+        let summary = self.shared.store.summary(Instant::now());
+        self.shared.metrics.cache.describe(summary.entries, summary.bytes, summary.stale, summary.oldest);
+        summary
+    }
+
+    /// How the source fares.
+    pub fn upstream(&self) -> UpstreamSummary {
+        self.shared.upstream.summary()
+    }
+}
+
+impl Shared {
+    fn refusal(&self, key: &SecretKey, now: Instant) -> Option<Refusal> {
+        self.refusals.get(key).filter(|refusal| now < refusal.until)
+    }
+
+    /// Starts a fetch in the background, unless one is under way or, after a failure, its time has not come.
+    fn refresh(self: &Arc<Self>, slot: &Slot, now: Instant) {
+        if slot.may_attempt(now) {
+            slot.set_refreshing(true);
+            let _under_way: Boarding = self.board(&slot.key, Urgency::Refresh, || None);
+        }
+    }
+}
+
+/// An answer from memory, counted.
+fn served(held: Arc<Held>, served: Served, age: Duration) -> Answer {
+    match served {
+        Served::Hit => held.policy.metrics.hit(),
+        _ => held.policy.metrics.stale(),
+    }
+    Answer { held, served, age }
+}
+
+/// An answer from memory because the source failed or was slow.
+fn served_held(held: Arc<Held>, now: Instant) -> Answer {
+    let age = held.age(now);
+    let how = match held.freshness(now) {
+        Freshness::Fresh => Served::Hit,
+        _ => Served::StaleIfError,
+    };
+    served(held, how, age)
+}
+
+/// An answer, or an error, from the source.
+fn fetched(
+    outcome: Outcome,
+    forward: Forward,
+    collapsed: bool,
+    policy: &GroupPolicy,
+) -> Result<Answer, ReadError> {
+    policy.metrics.miss();
+    let held = outcome.map_err(|error| ReadError::Source { error, remembered_for: None })?;
+    let age = held.age(Instant::now());
+    Ok(Answer { held, served: Served::Fetched { forward, collapsed }, age })
+}

@@ -1,0 +1,226 @@
+//! One held secret: a swappable cell for its current version, and what the clock needs to know.
+//!
+//! Readers only load and mark; whoever replaces or empties the cell does so under the slot's lock, which
+//! is never held across an await. Emptying is final, so that a value that was revoked or evicted cannot
+//! come back through somebody who still holds the slot.
+
+use std::collections::HashSet;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use arc_swap::ArcSwapOption;
+use bytes::Bytes;
+use tokio::time::Instant;
+
+use super::freshness::Freshness;
+use super::policy::GroupPolicy;
+use super::schedule::{self, EntryClock};
+use crate::secret::{SecretKey, SecretVersion};
+use crate::source::SourceError;
+
+/// A version as it is held and served. Immutable; replaced as a whole.
+#[derive(Debug)]
+pub struct Held {
+    /// What the source said.
+    pub version: Arc<SecretVersion>,
+    /// The entity tag, quotes included (RFC 9110 section 8.8.3): finished, so that a hit renders nothing.
+    pub etag: Bytes,
+    /// The group's lifetimes and counters.
+    pub policy: Arc<GroupPolicy>,
+    /// When the fetch began: the last moment at which the value is known to have been current.
+    pub fetched_at: Instant,
+    /// When it is refreshed, if it is in use.
+    pub(super) refresh_at: Instant,
+}
+
+impl Held {
+    pub(super) fn new(version: Arc<SecretVersion>, policy: Arc<GroupPolicy>, fetched_at: Instant) -> Self {
+        let etag = Bytes::from(format!("\"{}\"", version.version_id));
+        let refresh_at = fetched_at + schedule::refresh_ahead(policy.lifetimes.ttl, fastrand::f64());
+        Self { version, etag, policy, fetched_at, refresh_at }
+    }
+
+    /// Time since the fetch began: the `Age` of RFC 9111 section 5.1.
+    pub fn age(&self, now: Instant) -> Duration {
+        now.saturating_duration_since(self.fetched_at)
+    }
+
+    pub(super) fn freshness(&self, now: Instant) -> Freshness {
+        self.policy.lifetimes.freshness(self.age(now))
+    }
+}
+
+/// The place of one secret in the cache. All spellings of it lead here.
+#[derive(Debug)]
+pub(super) struct Slot {
+    pub(super) id: u64,
+    /// How it is asked for upstream: the spelling that was asked for first.
+    pub(super) key: SecretKey,
+    /// The same secret by its complete ARN, as the source gave it.
+    pub(super) canonical: SecretKey,
+    held: ArcSwapOption<Held>,
+    state: Mutex<SlotState>,
+    /// Milliseconds since `epoch`; what readers write, so it is no lock.
+    last_read: AtomicU64,
+    read_since_fetch: AtomicBool,
+    /// A fetch is under way.
+    refreshing: AtomicBool,
+    /// The last attempt failed, or one under way takes longer than a reader should wait.
+    troubled: AtomicBool,
+    epoch: Instant,
+    is_pinned: AtomicBool,
+    /// Counts what the refresher was told, so that only the latest word holds.
+    pub(super) agenda_turn: AtomicU64,
+}
+
+#[derive(Debug, Default)]
+struct SlotState {
+    is_closed: bool,
+    /// Every key that leads here.
+    names: HashSet<SecretKey>,
+    failures: u32,
+    retry_at: Option<Instant>,
+}
+
+impl Slot {
+    pub(super) fn new(id: u64, key: SecretKey, canonical: SecretKey, now: Instant) -> Self {
+        Self {
+            id,
+            key,
+            canonical,
+            held: ArcSwapOption::empty(),
+            state: Mutex::default(),
+            last_read: AtomicU64::new(0),
+            read_since_fetch: AtomicBool::new(false),
+            refreshing: AtomicBool::new(false),
+            troubled: AtomicBool::new(false),
+            epoch: now,
+            is_pinned: AtomicBool::new(false),
+            agenda_turn: AtomicU64::new(0),
+        }
+    }
+
+    /// What is held, if the slot has not been emptied.
+    pub(super) fn held(&self) -> Option<Arc<Held>> {
+        self.held.load_full()
+    }
+
+    /// Notes a read. True when it is the first within this millisecond: only then is it worth telling
+    /// the store, which keeps what was used last.
+    pub(super) fn mark_read(&self, now: Instant) -> bool {
+        if !self.read_since_fetch.load(Ordering::Relaxed) {
+            self.read_since_fetch.store(true, Ordering::Relaxed);
+        }
+        // Counted from 1, so that the first read is always news.
+        let since = u64::try_from(now.saturating_duration_since(self.epoch).as_millis()).unwrap_or(u64::MAX);
+        let now = since.saturating_add(1);
+        let is_news = self.last_read.load(Ordering::Relaxed) != now;
+        if is_news {
+            self.last_read.store(now, Ordering::Relaxed);
+        }
+        is_news
+    }
+
+    /// Replaces what is held, unless the slot was emptied or holds something fetched later; returns what
+    /// it holds then.
+    pub(super) fn store(&self, held: Arc<Held>) -> Option<Arc<Held>> {
+        let mut state = self.lock();
+        if state.is_closed {
+            return None;
+        }
+        if let Some(current) = self.held()
+            && current.fetched_at > held.fetched_at
+        {
+            return Some(current);
+        }
+        state.failures = 0;
+        state.retry_at = None;
+        self.troubled.store(false, Ordering::Relaxed);
+        self.read_since_fetch.store(false, Ordering::Relaxed);
+        self.held.store(Some(Arc::clone(&held)));
+        Some(held)
+    }
+
+    /// Empties the slot for good and returns the keys that led to it; `None` if that had been done.
+    pub(super) fn close(&self) -> Option<HashSet<SecretKey>> {
+        let mut state = self.lock();
+        if state.is_closed {
+            return None;
+        }
+        state.is_closed = true;
+        self.held.store(None);
+        Some(std::mem::take(&mut state.names))
+    }
+
+    /// Notes that `name` leads here; false if the slot has been emptied.
+    pub(super) fn add_name(&self, name: SecretKey) -> bool {
+        let mut state = self.lock();
+        if !state.is_closed {
+            state.names.insert(name);
+        }
+        !state.is_closed
+    }
+
+    /// Notes a failed attempt; returns how many there were in a row.
+    pub(super) fn note_failure(&self, error: &SourceError, now: Instant) -> u32 {
+        let mut state = self.lock();
+        state.failures = state.failures.saturating_add(1);
+        let retry_after = match error {
+            SourceError::Throttled { retry_after } => *retry_after,
+            _ => None,
+        };
+        state.retry_at = Some(now + schedule::backoff(state.failures, retry_after, fastrand::f64()));
+        self.troubled.store(true, Ordering::Relaxed);
+        state.failures
+    }
+
+    /// Notes that a reader waited in vain, so that the next ones don't.
+    pub(super) fn note_slow(&self) {
+        self.troubled.store(true, Ordering::Relaxed);
+    }
+
+    /// Whether the last attempt failed or the present one drags on.
+    pub(super) fn is_troubled(&self) -> bool {
+        self.troubled.load(Ordering::Relaxed)
+    }
+
+    /// Whether an attempt may start now: none is under way, and after a failure its turn has come.
+    pub(super) fn may_attempt(&self, now: Instant) -> bool {
+        !self.refreshing.load(Ordering::Relaxed) && self.lock().retry_at.is_none_or(|at| now >= at)
+    }
+
+    pub(super) fn set_refreshing(&self, refreshing: bool) {
+        self.refreshing.store(refreshing, Ordering::Relaxed);
+    }
+
+    pub(super) fn pin(&self) {
+        self.is_pinned.store(true, Ordering::Relaxed);
+    }
+
+    /// What the clock needs to know; `None` once the slot has been emptied.
+    pub(super) fn clock(&self, idle_timeout: Duration) -> Option<EntryClock> {
+        let held = self.held()?;
+        let last_read = self.epoch + Duration::from_millis(self.last_read.load(Ordering::Relaxed));
+        Some(EntryClock {
+            lifetimes: held.policy.lifetimes,
+            fetched_at: held.fetched_at,
+            refresh_at: held.refresh_at,
+            retry_at: self.lock().retry_at,
+            last_read,
+            read_since_fetch: self.read_since_fetch.load(Ordering::Relaxed),
+            is_pinned: self.is_pinned.load(Ordering::Relaxed),
+            idle_timeout,
+        })
+    }
+
+    /// The bytes that the slot accounts for: the version, and its own parts and names, roughly.
+    pub(super) fn weight(&self) -> usize {
+        const PARTS: usize = 1024;
+        PARTS + self.held.load().as_ref().map_or(0, |held| held.version.weight())
+    }
+
+    fn lock(&self) -> MutexGuard<'_, SlotState> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
