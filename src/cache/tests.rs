@@ -531,7 +531,7 @@ async fn preloaded_secrets_are_kept_fresh_though_nobody_reads_them() {
     let rig = Rig::with(options(), &["team-a/db"]);
     let (said, is_ready) = tokio::sync::oneshot::channel();
     let keys = vec![rig.key("team-a/db")];
-    tokio::spawn(preload(rig.cache.clone(), keys, SECOND, || drop(said.send(()))));
+    tokio::spawn(preload(rig.cache.clone(), keys, SECOND, || said.send(()).unwrap()));
     is_ready.await.unwrap();
     pass(SECOND * 1000).await;
     let answer = rig.read("team-a/db").await.unwrap();
@@ -545,7 +545,7 @@ async fn preload_gives_up_waiting_but_not_trying() {
     rig.source.fail(Some(UNREACHABLE()));
     let (said, is_ready) = tokio::sync::oneshot::channel();
     let keys = vec![rig.key("team-a/db")];
-    tokio::spawn(preload(rig.cache.clone(), keys.clone(), SECOND, || drop(said.send(()))));
+    tokio::spawn(preload(rig.cache.clone(), keys.clone(), SECOND, || said.send(()).unwrap()));
     is_ready.await.unwrap();
     assert!(!rig.cache.holds(&keys[0]));
     rig.source.fail(None);

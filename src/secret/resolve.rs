@@ -168,7 +168,7 @@ mod tests {
             name: "team-a".into(),
             prefix: "prod/team-a/".into(),
             origin: Origin { region: Some("us-west-2".into()), role_arn: None },
-            ttl: Some(Duration::from_secs(60)),
+            ttl: Some(Duration::from_mins(1)),
         }
     }
 

@@ -1,0 +1,13 @@
+//! The life of the process: why it is not ready yet, who watches its tasks, how it ends.
+//!
+//! A leaf: it knows nothing of secrets or HTTP.
+
+mod drain;
+mod readiness;
+mod signals;
+mod supervisor;
+
+pub use drain::{Drain, DrainWatcher};
+pub use readiness::{BlockReady, Readiness};
+pub use signals::Signals;
+pub use supervisor::{Supervisor, TaskEnd};

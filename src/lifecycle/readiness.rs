@@ -1,0 +1,74 @@
+//! Readiness as guards: a part holds [`BlockReady`] until it is ready, so that "why not ready" is always
+//! a list of names.
+
+use std::collections::BTreeSet;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+/// Whether the process is ready, and if not, why. Clones see the same state.
+#[derive(Debug, Clone, Default)]
+pub struct Readiness {
+    state: Arc<State>,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    blockers: Mutex<BTreeSet<&'static str>>,
+    is_draining: AtomicBool,
+}
+
+/// As long as it lives, the process is not ready.
+#[derive(Debug)]
+pub struct BlockReady {
+    state: Arc<State>,
+    name: &'static str,
+}
+
+impl Readiness {
+    /// Not ready before the returned guard is dropped.
+    pub fn block(&self, name: &'static str) -> BlockReady {
+        self.state.blockers().insert(name);
+        BlockReady { state: Arc::clone(&self.state), name }
+    }
+
+    /// Never ready again: the process is about to end.
+    pub fn start_draining(&self) {
+        self.state.is_draining.store(true, Ordering::Relaxed);
+    }
+
+    /// What stands between the process and readiness; empty when it is ready.
+    pub fn reasons(&self) -> Vec<&'static str> {
+        let draining = self.state.is_draining.load(Ordering::Relaxed).then_some("draining");
+        self.state.blockers().iter().copied().chain(draining).collect()
+    }
+}
+
+impl State {
+    fn blockers(&self) -> MutexGuard<'_, BTreeSet<&'static str>> {
+        self.blockers.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Drop for BlockReady {
+    fn drop(&mut self) {
+        self.state.blockers().remove(self.name);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ready_once_every_guard_is_dropped_and_never_while_draining() {
+        let readiness = Readiness::default();
+        let (listeners, preload) = (readiness.block("listeners"), readiness.block("preload"));
+        assert_eq!(readiness.reasons(), ["listeners", "preload"]);
+        drop(listeners);
+        assert_eq!(readiness.reasons(), ["preload"]);
+        drop(preload);
+        assert!(readiness.reasons().is_empty());
+        readiness.start_draining();
+        assert_eq!(readiness.reasons(), ["draining"]);
+    }
+}

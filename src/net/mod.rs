@@ -1,0 +1,35 @@
+//! Listening, accepting and serving connections, over TCP and Unix sockets; and a small client.
+//!
+//! Used by `server` and `ops`, which bring a [`Service`]; knows nothing of secrets.
+
+mod client;
+mod connection;
+mod listener;
+mod unix;
+
+pub use client::{ClientError, Endpoint, fetch};
+pub use connection::{ConnectionLimits, Service, serve};
+pub use listener::{BindError, Listener};
+pub use unix::{Ownership, UnixSocket};
+
+use std::net::SocketAddr;
+
+use bytes::Bytes;
+use http_body_util::Full;
+
+/// What every answer's body is: bytes that are there already, shared and not copied.
+pub type Body = Full<Bytes>;
+
+/// Who is at the other end of a connection, as the kernel says.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Peer {
+    /// Over TCP.
+    Tcp(SocketAddr),
+    /// Over a Unix socket: the credentials at the time of `connect` (`SO_PEERCRED`, unix(7)).
+    Unix {
+        /// User id.
+        uid: u32,
+        /// Primary group id.
+        gid: u32,
+    },
+}

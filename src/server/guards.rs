@@ -1,0 +1,201 @@
+//! What every request must be before anything else looks at it.
+//!
+//! hyper accepts some messages that proxies and clients read differently (RFC 9112); those are refused
+//! here, so that nobody can smuggle one request inside another or be misled about whom it is for.
+
+use hyper::header::{
+    AUTHORIZATION, CONTENT_LENGTH, FORWARDED, HOST, HeaderMap, HeaderName, HeaderValue, TRANSFER_ENCODING,
+    VIA,
+};
+use hyper::http::uri::Authority;
+use hyper::{Method, Request, Version};
+
+use super::problem::Problem;
+
+const TOKEN: HeaderName = HeaderName::from_static("x-aws-parameters-secrets-token");
+const X_FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
+
+/// The longest path and query, in bytes: an id of 2,048 bytes may be escaped threefold.
+const MAX_TARGET: usize = 8 << 10;
+
+/// The guards of one listener.
+#[derive(Debug)]
+pub(super) struct Guards {
+    /// On TCP, the host names that are accepted besides those of loopback.
+    allowed_hosts: Option<Vec<String>>,
+}
+
+impl Guards {
+    pub(super) fn new(allowed_hosts: Option<Vec<String>>) -> Self {
+        Self { allowed_hosts }
+    }
+
+    /// Checks the message's form, and on TCP that it came neither by way of a proxy nor under a foreign
+    /// name (DNS rebinding).
+    pub(super) fn check<B: hyper::body::Body>(&self, request: &Request<B>) -> Result<(), Problem> {
+        let headers = request.headers();
+        if headers.contains_key(TRANSFER_ENCODING) && headers.contains_key(CONTENT_LENGTH) {
+            return Err(
+                Problem::malformed("Content-Length and Transfer-Encoding exclude each other").closing()
+            );
+        }
+        if !request.body().is_end_stream() {
+            return Err(Problem::unexpected_body().closing());
+        }
+        let target = request.uri().path_and_query().map_or(0, |target| target.as_str().len());
+        if target > MAX_TARGET {
+            return Err(Problem::target_too_long(MAX_TARGET));
+        }
+        let host = one_host(request)?;
+        if let Some(authority) = request.uri().authority()
+            && host.as_ref().is_some_and(|host| !host.as_str().eq_ignore_ascii_case(authority.as_str()))
+        {
+            return Err(Problem::malformed("the target's authority and the Host header differ"));
+        }
+        match &self.allowed_hosts {
+            Some(allowed) => check_tcp(headers, host.as_ref(), allowed),
+            None => Ok(()),
+        }
+    }
+}
+
+fn check_tcp(headers: &HeaderMap, host: Option<&Authority>, allowed: &[String]) -> Result<(), Problem> {
+    if [X_FORWARDED_FOR, FORWARDED, VIA].iter().any(|name| headers.contains_key(name)) {
+        return Err(Problem::forwarded());
+    }
+    // A request of HTTP/1.0 may lack the header; browsers, which rebinding needs, always send it.
+    let is_allowed = host.is_none_or(|host| is_loopback(host.host()) || is_listed(host, allowed));
+    if is_allowed { Ok(()) } else { Err(Problem::foreign_host()) }
+}
+
+/// RFC 9112 section 3.2: exactly one Host in HTTP/1.1, at most one before.
+fn one_host<B>(request: &Request<B>) -> Result<Option<Authority>, Problem> {
+    let mut hosts = request.headers().get_all(HOST).iter();
+    let host = hosts.next();
+    if hosts.next().is_some() {
+        return Err(Problem::malformed("there is more than one Host header"));
+    }
+    match host {
+        None if request.version() >= Version::HTTP_11 => {
+            Err(Problem::malformed("the Host header is missing"))
+        }
+        None => Ok(None),
+        // An empty Host is legal where the target has no authority, and what some Unix-socket clients send.
+        Some(host) if host.is_empty() => Ok(None),
+        Some(host) => Authority::try_from(host.as_bytes())
+            .map(Some)
+            .map_err(|_| Problem::malformed("the Host header is malformed")),
+    }
+}
+
+fn is_loopback(host: &str) -> bool {
+    let bare = host.strip_prefix('[').and_then(|host| host.strip_suffix(']')).unwrap_or(host);
+    let is_name = bare.eq_ignore_ascii_case("localhost");
+    is_name || bare.parse::<std::net::IpAddr>().is_ok_and(|address| address.is_loopback())
+}
+
+fn is_listed(host: &Authority, allowed: &[String]) -> bool {
+    allowed
+        .iter()
+        .any(|name| name.eq_ignore_ascii_case(host.host()) || name.eq_ignore_ascii_case(host.as_str()))
+}
+
+/// 405 unless the method is among `allowed`.
+pub(super) fn check_method<B>(request: &Request<B>, allowed: &'static [Method]) -> Result<(), Problem> {
+    if allowed.contains(request.method()) { Ok(()) } else { Err(Problem::method_not_allowed(allowed)) }
+}
+
+/// The token that a caller presents: AWS's agent's header, else a bearer token (RFC 6750 section 2.1).
+pub(super) fn presented_token(headers: &HeaderMap) -> Option<&[u8]> {
+    let bearer = |value: &'_ HeaderValue| -> Option<std::ops::Range<usize>> {
+        let bytes = value.as_bytes();
+        let is_bearer = bytes.get(..7).is_some_and(|scheme| scheme.eq_ignore_ascii_case(b"bearer "));
+        is_bearer.then_some(7..bytes.len())
+    };
+    headers.get(TOKEN).map(HeaderValue::as_bytes).or_else(|| {
+        let value = headers.get(AUTHORIZATION)?;
+        Some(value.as_bytes()[bearer(value)?].trim_ascii())
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use bytes::Bytes;
+    use http_body_util::{Empty, Full};
+
+    use super::*;
+
+    fn request(headers: &[(&str, &str)]) -> Request<Empty<Bytes>> {
+        let mut request = Request::get("/secret/a/b");
+        for (name, value) in headers {
+            request = request.header(*name, *value);
+        }
+        request.body(Empty::new()).unwrap()
+    }
+
+    fn status(guards: &Guards, headers: &[(&str, &str)]) -> u16 {
+        guards.check(&request(headers)).map_or_else(|problem| problem.status().as_u16(), |()| 200)
+    }
+
+    #[test]
+    fn tcp_wants_a_loopback_or_listed_host() {
+        let tcp = Guards::new(Some(vec!["cache.internal".to_owned()]));
+        for host in
+            ["localhost", "LOCALHOST:2773", "127.0.0.1:2773", "127.1.2.3", "[::1]:80", "cache.internal:2773"]
+        {
+            assert_eq!(status(&tcp, &[("host", host)]), 200, "{host}");
+        }
+        for host in ["evil.example", "localhost.evil.example", "10.0.0.1", "[::2]", "127.0.0.1.nip.io"] {
+            assert_eq!(status(&tcp, &[("host", host)]), 403, "{host}");
+        }
+        assert_eq!(status(&Guards::new(None), &[("host", "anything")]), 200);
+    }
+
+    #[test]
+    fn a_request_has_exactly_one_well_formed_host() {
+        let unix = Guards::new(None);
+        assert_eq!(status(&unix, &[]), 400);
+        assert_eq!(status(&unix, &[("host", "a"), ("host", "a")]), 400);
+        assert_eq!(status(&unix, &[("host", "a b")]), 400);
+        assert_eq!(status(&unix, &[("host", "")]), 200);
+    }
+
+    #[test]
+    fn tcp_refuses_what_came_through_a_proxy() {
+        let tcp = Guards::new(Some(vec![]));
+        for name in ["x-forwarded-for", "forwarded", "via"] {
+            assert_eq!(status(&tcp, &[("host", "localhost"), (name, "x")]), 400, "{name}");
+        }
+    }
+
+    #[test]
+    fn a_body_is_not_accepted_and_ambiguous_framing_is_malformed() {
+        let guards = Guards::new(None);
+        let body = Request::get("/").header("host", "a").body(Full::new(Bytes::from_static(b"x"))).unwrap();
+        assert_eq!(guards.check(&body).unwrap_err().status().as_u16(), 413);
+        let both = [("host", "a"), ("content-length", "0"), ("transfer-encoding", "chunked")];
+        assert_eq!(status(&guards, &both), 400);
+    }
+
+    #[test]
+    fn the_authority_of_an_absolute_target_must_be_the_host() {
+        let guards = Guards::new(Some(vec![]));
+        let absolute = |host: &str| {
+            let request = Request::get("http://localhost/secret/a/b").header("host", host);
+            guards.check(&request.body(Empty::<Bytes>::new()).unwrap())
+        };
+        assert!(absolute("localhost").is_ok());
+        assert_eq!(absolute("127.0.0.1").unwrap_err().status().as_u16(), 400);
+    }
+
+    #[test]
+    fn a_token_is_found_in_either_header() {
+        let token =
+            |headers: &[(&str, &str)]| presented_token(request(headers).headers()).map(<[u8]>::to_vec);
+        assert_eq!(token(&[("x-aws-parameters-secrets-token", "t")]), Some(b"t".to_vec()));
+        assert_eq!(token(&[("authorization", "bearer  t ")]), Some(b"t".to_vec()));
+        assert_eq!(token(&[("authorization", "Basic t")]), None);
+        assert_eq!(token(&[("authorization", "Bear")]), None);
+        assert_eq!(token(&[]), None);
+    }
+}

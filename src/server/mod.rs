@@ -1,0 +1,166 @@
+//! The secret listeners: guards, routes and the APIs over one cache.
+//!
+//! One way in: `guards -> router -> api (parse, resolve to a key) -> gate -> cache`. Only
+//! `problem` turns an error into an answer.
+
+mod api;
+mod guards;
+mod headers;
+mod problem;
+mod router;
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use http_body_util::Full;
+use hyper::body::Incoming;
+use hyper::header::{CACHE_CONTROL, CONTENT_TYPE, HeaderValue};
+use hyper::{Method, Request, Response, StatusCode};
+use tokio::time::Instant;
+
+use self::api::native;
+use self::guards::Guards;
+use self::headers::HitHeaders;
+use self::problem::Problem;
+use self::router::Route;
+use crate::access::{Caller, Gate};
+use crate::cache::Cache;
+use crate::lifecycle::Readiness;
+use crate::metrics::{HttpMetrics, RouteMetrics};
+use crate::net::{Body, Peer, Service};
+use crate::secret::Resolver;
+
+/// What all secret listeners share.
+#[derive(Debug)]
+pub struct Shared {
+    cache: Cache,
+    resolver: Arc<Resolver>,
+    readiness: Readiness,
+    hit_headers: HitHeaders,
+}
+
+impl Shared {
+    /// The parts that every listener serves from.
+    pub fn new(cache: Cache, resolver: Arc<Resolver>, readiness: Readiness) -> Self {
+        Self { cache, resolver, readiness, hit_headers: HitHeaders::default() }
+    }
+}
+
+/// One secret listener.
+#[derive(Debug)]
+pub struct SecretService {
+    shared: Arc<Shared>,
+    gate: Gate,
+    guards: Guards,
+    label: String,
+    http: HttpMetrics,
+    secret: RouteMetrics,
+    health: RouteMetrics,
+    unmatched: RouteMetrics,
+}
+
+impl SecretService {
+    /// A listener with its own rules. `allowed_hosts` are the names other than loopback's by which TCP
+    /// callers may address it; `None` for a Unix socket, where the `Host` header means nothing.
+    pub fn new(
+        shared: Arc<Shared>,
+        gate: Gate,
+        allowed_hosts: Option<Vec<String>>,
+        label: String,
+        http: HttpMetrics,
+    ) -> Self {
+        Self {
+            guards: Guards::new(allowed_hosts),
+            secret: http.route(&label, "secret"),
+            health: http.route(&label, "health"),
+            unmatched: http.route(&label, "unmatched"),
+            shared,
+            gate,
+            label,
+            http,
+        }
+    }
+
+    async fn answer(
+        &self,
+        request: &Request<Incoming>,
+        route: Route<'_>,
+        peer: Peer,
+    ) -> Result<Response<Body>, Problem> {
+        self.guards.check(request)?;
+        match route {
+            Route::Ping => return read_only(request, |_| Ok(text(StatusCode::OK, "healthy"))),
+            Route::Health => return read_only(request, |_| Ok(self.health())),
+            Route::Secret(_) | Route::Unmatched => {}
+        }
+        let caller = caller(request, peer);
+        self.gate.admit(&caller)?;
+        match route {
+            Route::Secret(raw) => {
+                guards::check_method(request, &[Method::GET, Method::HEAD])?;
+                native::read(&self.shared, &self.gate, request, raw).await
+            }
+            _ => Err(Problem::no_route()),
+        }
+    }
+
+    /// What the ops listener's `/readyz` says, without its details.
+    fn health(&self) -> Response<Body> {
+        if self.shared.readiness.reasons().is_empty() {
+            text(StatusCode::OK, "ok")
+        } else {
+            text(StatusCode::SERVICE_UNAVAILABLE, "not ready")
+        }
+    }
+}
+
+impl Service for SecretService {
+    async fn call(&self, request: Request<Incoming>, peer: Peer) -> Response<Body> {
+        let start = Instant::now();
+        let route = Route::of(request.uri().path());
+        let metrics = match route {
+            Route::Secret(_) => &self.secret,
+            Route::Ping | Route::Health => &self.health,
+            Route::Unmatched => &self.unmatched,
+        };
+        let response = self.answer(&request, route, peer).await.unwrap_or_else(|problem| {
+            if let Some(reason) = problem.rejection() {
+                self.http.rejected(&self.label, reason);
+            }
+            problem.into_response()
+        });
+        metrics.answered(response.status().as_u16(), start.elapsed());
+        response
+    }
+
+    fn panicked(&self) -> Response<Body> {
+        tracing::error!(listener = self.label, "a request handler panicked; this is a defect of smcached");
+        Problem::internal().into_response()
+    }
+}
+
+/// Who asks, from the connection and the request's headers.
+fn caller(request: &Request<Incoming>, peer: Peer) -> Caller<'_> {
+    let uid = match peer {
+        Peer::Unix { uid, .. } => Some(uid),
+        Peer::Tcp(_) => None,
+    };
+    Caller { uid, token: guards::presented_token(request.headers()) }
+}
+
+fn read_only(
+    request: &Request<Incoming>,
+    answer: impl FnOnce(&Request<Incoming>) -> Result<Response<Body>, Problem>,
+) -> Result<Response<Body>, Problem> {
+    guards::check_method(request, &[Method::GET, Method::HEAD])?;
+    answer(request)
+}
+
+fn text(status: StatusCode, body: &'static str) -> Response<Body> {
+    let mut response = Response::new(Full::new(Bytes::from_static(body.as_bytes())));
+    *response.status_mut() = status;
+    let headers = response.headers_mut();
+    headers.insert(CONTENT_TYPE, HeaderValue::from_static("text/plain; charset=utf-8"));
+    headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
+    response
+}
