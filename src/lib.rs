@@ -1,10 +1,36 @@
-//! smcached
+//! smcached: a node-local cache daemon for AWS Secrets Manager.
+//!
+//! One way in, one way out:
+//!
+//! ```text
+//! net (listener) -> server (guards -> api: parse, resolve) -> access (gate) -> cache -> (store | flight -> source)
+//!                                                             refresher -> flight -> source
+//! ```
+//!
+//! - [`secret`]: the words of the domain; imports nothing of ours.
+//! - [`source`]: where secrets come from, and what can go wrong there.
+//! - [`cache`]: freshness, single flight, the refresher.
+//! - [`access`]: who may come in and read what; knows no HTTP.
+//! - [`net`]: sockets and connections; knows no secrets.
+//! - [`server`], [`ops`]: the routes of the secret listeners and of the ops listener.
+//! - [`lifecycle`]: readiness, supervised tasks, signals, drain.
+//! - [`config`], [`metrics`], [`telemetry`]: what is configured, counted and logged; [`document`]: strict
+//!   reading of TOML files.
+//! - [`app`]: builds the parts and owns the order of start and end; [`cli`]: the commands.
+//!
+//! Imports point one way; `tests/architecture.rs` holds the map and fails on any other arrow.
+
 pub mod access;
+pub mod app;
 pub mod cache;
+pub mod cli;
 pub mod config;
+pub mod document;
 pub mod lifecycle;
 pub mod metrics;
 pub mod net;
+pub mod ops;
 pub mod secret;
 pub mod server;
 pub mod source;
+pub mod telemetry;

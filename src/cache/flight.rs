@@ -10,8 +10,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use tokio::sync::watch;
 use tokio::time::{Instant, timeout};
 
+use super::Shared;
 use super::slot::Held;
-use super::{Refusal, Shared};
 use crate::secret::{SecretKey, SecretVersion};
 use crate::source::{ErrorClass, SourceError, Urgency};
 
@@ -137,7 +137,7 @@ impl Shared {
             .store
             .land(key, version, policy, fetched_at, self.pinned.contains(key))
             .map_err(|_| SourceError::Unusable { reason: "its ARN is malformed" })?;
-        self.refusals.invalidate(key);
+        self.refusals.forget(key);
         landed.slot.set_refreshing(false);
         if was_held {
             self.metrics.cache.refreshed(if landed.is_changed { "changed" } else { "unchanged" });
@@ -153,10 +153,7 @@ impl Shared {
         }
         match (error.class(), slot) {
             (ErrorClass::Authoritative, slot) => {
-                if !self.options.negative_ttl.is_zero() {
-                    let until = now + self.options.negative_ttl;
-                    self.refusals.insert(key.clone(), Refusal { error: error.clone(), until });
-                }
+                self.refusals.remember(key, error, now);
                 if let Some(slot) = slot {
                     tracing::warn!(secret = %key.id, reason = error.kind(), "dropped a held secret: {error}");
                     self.metrics.cache.refreshed("dropped");

@@ -15,6 +15,7 @@ mod limits;
 mod policy;
 mod preload;
 mod refresher;
+mod refusals;
 mod schedule;
 mod slot;
 mod store;
@@ -40,6 +41,7 @@ pub use self::upstream::{UpstreamState, UpstreamSummary};
 use self::flight::{Boarding, Flights, Outcome};
 use self::limits::Limits;
 use self::refresher::Agenda;
+use self::refusals::Refusals;
 use self::slot::Slot;
 use self::store::Store;
 use self::upstream::Upstream;
@@ -109,20 +111,12 @@ pub struct Cache {
     shared: Arc<Shared>,
 }
 
-/// A remembered refusal.
-#[derive(Debug, Clone)]
-struct Refusal {
-    error: SourceError,
-    until: Instant,
-}
-
 struct Shared {
     source: Arc<dyn SecretSource>,
     options: CacheOptions,
     policies: Policies,
     store: Store,
-    /// Refusals live apart from values, so that asking for unknown names never evicts a secret.
-    refusals: moka::sync::Cache<SecretKey, Refusal>,
+    refusals: Refusals,
     flights: Flights,
     limits: Limits,
     agenda: Agenda,
@@ -138,9 +132,6 @@ impl std::fmt::Debug for Shared {
     }
 }
 
-/// The most refusals that are remembered.
-const MAX_REFUSALS: u64 = 10_000;
-
 impl Cache {
     /// A cache over `source`. `pinned` are kept fresh whether read or not, once they are held. Nothing
     /// runs until [`Cache::run`] is spawned.
@@ -153,10 +144,7 @@ impl Cache {
     ) -> Self {
         let shared = Shared {
             store: Store::new(options.max_bytes, metrics.cache.clone()),
-            refusals: moka::sync::Cache::builder()
-                .max_capacity(MAX_REFUSALS)
-                .eviction_policy(moka::policy::EvictionPolicy::lru())
-                .build(),
+            refusals: Refusals::new(options.negative_ttl),
             flights: Flights::default(),
             limits: Limits::new(options.max_concurrency, options.rate),
             agenda: Agenda::default(),
@@ -252,7 +240,7 @@ impl Cache {
     async fn read_cold(&self, key: &SecretKey, demand: &Demand, now: Instant) -> Result<Answer, ReadError> {
         let policy = self.shared.policies.of(key);
         if !demand.no_cache
-            && let Some(refusal) = self.shared.refusal(key, now)
+            && let Some(refusal) = self.shared.refusals.find(key, now)
         {
             policy.metrics.negative();
             let remembered_for = Some(refusal.until - now);
@@ -268,7 +256,7 @@ impl Cache {
                 return None;
             }
             let now = Instant::now();
-            let refusal = self.shared.refusal(key, now).map(|refusal| Err(refusal.error));
+            let refusal = self.shared.refusals.find(key, now).map(|refusal| Err(refusal.error));
             refusal.or_else(|| {
                 let held = self.shared.store.find(key)?.held()?;
                 (held.freshness(now) == Freshness::Fresh).then_some(Ok(held))
@@ -305,7 +293,20 @@ impl Cache {
         self.shared.store.find(key).is_some_and(|slot| slot.held().is_some())
     }
 
-    /// What is held, for gauges and people; sets the gauges on the way.
+    /// A handle that shows how the cache fares and can never show a value.
+    pub fn view(&self) -> CacheView {
+        CacheView { shared: Arc::clone(&self.shared) }
+    }
+}
+
+/// What may be known of a cache without reading a secret.
+#[derive(Debug, Clone)]
+pub struct CacheView {
+    shared: Arc<Shared>,
+}
+
+impl CacheView {
+    /// What is held; sets the gauges on the way.
     pub fn summary(&self) -> StoreSummary {
         let summary = self.shared.store.summary(Instant::now());
         self.shared.metrics.cache.describe(summary.entries, summary.bytes, summary.stale, summary.oldest);
@@ -316,13 +317,19 @@ impl Cache {
     pub fn upstream(&self) -> UpstreamSummary {
         self.shared.upstream.summary()
     }
+
+    /// The source's name.
+    pub fn source(&self) -> &'static str {
+        self.shared.source.name()
+    }
+
+    /// The bytes that held values may take.
+    pub fn max_bytes(&self) -> u64 {
+        self.shared.options.max_bytes
+    }
 }
 
 impl Shared {
-    fn refusal(&self, key: &SecretKey, now: Instant) -> Option<Refusal> {
-        self.refusals.get(key).filter(|refusal| now < refusal.until)
-    }
-
     /// Starts a fetch in the background, unless one is under way or, after a failure, its time has not come.
     fn refresh(self: &Arc<Self>, slot: &Slot, now: Instant) {
         if slot.may_attempt(now) {

@@ -120,7 +120,7 @@ fn do_what_is_due(shared: &Arc<Shared>) {
 
 /// The source says that its secrets may have changed: nothing that is held is known to be current.
 fn refetch_everything(shared: &Arc<Shared>) {
-    shared.refusals.invalidate_all();
+    shared.refusals.forget_all();
     let now = Instant::now();
     for slot in shared.store.slots() {
         shared.refresh(&slot, now);

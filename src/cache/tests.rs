@@ -236,9 +236,9 @@ async fn an_entry_that_nobody_reads_is_not_refreshed_and_dropped_when_idle() {
     let rig = Rig::new();
     rig.read("team-a/db").await.unwrap();
     pass(SECOND * 499).await;
-    assert_eq!(rig.cache.summary().entries, 1);
+    assert_eq!(rig.cache.view().summary().entries, 1);
     pass(SECOND * 2).await;
-    assert_eq!(rig.cache.summary().entries, 0);
+    assert_eq!(rig.cache.view().summary().entries, 0);
     assert_eq!(rig.source.calls(), 1);
     assert_eq!(rig.metric("smcached_cache_evictions_total{cause=\"idle\"}"), 1);
 }
@@ -312,7 +312,7 @@ async fn while_the_source_fails_reads_are_served_at_once_until_expiry() {
     assert!((30..100).contains(&calls), "{calls} calls in 1,100 s are more than the backoff allows");
     pass(SECOND * 2).await;
     assert_eq!(rig.error("team-a/db").await, UNREACHABLE());
-    assert_eq!(rig.cache.summary().entries, 0);
+    assert_eq!(rig.cache.view().summary().entries, 0);
     assert_eq!(rig.metric("smcached_cache_evictions_total{cause=\"expired\"}"), 1);
 }
 
@@ -328,7 +328,7 @@ async fn when_the_source_answers_again_the_value_is_fresh_within_one_backoff() {
     rig.source.fail(None);
     pass(schedule::MAX_BACKOFF + SECOND).await;
     assert_eq!(rig.read("team-a/db").await.unwrap().served, Served::Hit);
-    assert_eq!(rig.cache.upstream().state, UpstreamState::Answering);
+    assert_eq!(rig.cache.view().upstream().state, UpstreamState::Answering);
 }
 
 #[tokio::test(start_paused = true)]
@@ -338,7 +338,7 @@ async fn an_authoritative_refusal_drops_the_secret_at_once_and_is_remembered() {
         let held = Arc::downgrade(&rig.read("team-a/db").await.unwrap().held);
         rig.source.fail(Some(refusal.clone()));
         rig.read("team-a/db").await.unwrap();
-        while rig.cache.summary().entries > 0 {
+        while rig.cache.view().summary().entries > 0 {
             assert!(rig.read("team-a/db").await.unwrap().age < SECOND * 96, "refused within one refresh");
             pass(SECOND).await;
         }
@@ -431,7 +431,7 @@ async fn every_spelling_of_a_secret_shares_one_value() {
     rig.read(&partial).await.unwrap();
     assert_eq!(rig.read(&partial).await.unwrap().served, Served::Hit);
     assert_eq!(rig.source.calls(), 2);
-    assert_eq!(rig.cache.summary().entries, 1);
+    assert_eq!(rig.cache.view().summary().entries, 1);
     // A refresh serves all of them, a refusal ends all of them.
     rig.source.put("team-a/db", 2);
     rig.read_under(&by_arn, "no-cache").await.unwrap();
@@ -489,7 +489,7 @@ async fn the_cache_is_bounded_in_bytes_and_keeps_what_is_used() {
         advance(Duration::from_millis(2)).await;
         assert_eq!(rig.read("team-a/db").await.unwrap().served, Served::Hit, "after {index} others");
     }
-    let summary = rig.cache.summary();
+    let summary = rig.cache.view().summary();
     assert!(summary.bytes <= 1 << 20, "{} bytes", summary.bytes);
     assert!((10..=15).contains(&summary.entries), "{} entries", summary.entries);
     assert_eq!(rig.read("s/99").await.unwrap().served, Served::Hit);
@@ -512,7 +512,7 @@ async fn an_evicted_value_dies_at_once() {
 async fn a_secret_larger_than_the_cache_is_still_answered() {
     let rig = Rig::with(CacheOptions { max_bytes: 1000, ..options() }, &[]);
     assert_eq!(text(&rig.read("team-a/db").await.unwrap()), "team-a/db 1");
-    assert_eq!(rig.cache.summary().entries, 0);
+    assert_eq!(rig.cache.view().summary().entries, 0);
 }
 
 #[tokio::test(start_paused = true)]
@@ -523,7 +523,7 @@ async fn asking_for_unknown_names_evicts_nothing() {
         rig.read(&format!("unknown/{index}")).await.unwrap_err();
     }
     assert_eq!(rig.read("team-a/db").await.unwrap().served, Served::Hit);
-    assert_eq!(rig.cache.summary().entries, 1);
+    assert_eq!(rig.cache.view().summary().entries, 1);
 }
 
 #[tokio::test(start_paused = true)]

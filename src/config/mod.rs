@@ -1,1 +1,376 @@
-//! The typed configuration: the only module that reads files and the environment.
+//! The typed configuration: what the file says, what the environment says, and what is in effect.
+//!
+//! Everything is checked here, once, with all errors at once; what other modules receive cannot be wrong.
+//! No other module reads the environment.
+
+mod effective;
+mod environment;
+mod load;
+mod units;
+
+pub use self::environment::{ClientAddress, Environment, EnvironmentError, config_path};
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use crate::document::{Complaints, Document, Quoting};
+use crate::secret::Unlisted;
+
+/// Where the configuration is looked for when nothing else is said.
+pub const DEFAULT_PATH: &str = "/etc/smcached/smcached.toml";
+
+/// The Unix socket of a daemon that is configured with no listener.
+pub const DEFAULT_SOCKET: &str = "/run/smcached/smcached.sock";
+
+/// The token file of TCP listeners that name none.
+pub const DEFAULT_TOKEN_FILE: &str = "/run/smcached/token";
+
+/// A whole configuration. See `docs/configuration.md` for each key.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Config {
+    /// `[source]`
+    pub source: SourceConfig,
+    /// `[aws]`
+    pub aws: AwsConfig,
+    /// `[cache]`
+    pub cache: CacheConfig,
+    /// `[refresh]`
+    pub refresh: RefreshConfig,
+    /// `[server]`
+    pub server: ServerConfig,
+    /// `[[listener]]`
+    pub listeners: Vec<ListenerConfig>,
+    /// `[ops]`
+    pub ops: OpsConfig,
+    /// `[log]`
+    pub log: LogConfig,
+    /// `[groups.<name>]`
+    pub groups: BTreeMap<String, GroupConfig>,
+}
+
+/// Where secrets come from.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum SourceConfig {
+    /// AWS Secrets Manager.
+    Aws,
+    /// A TOML file of secrets, for laptops and tests.
+    File {
+        /// The file.
+        path: PathBuf,
+    },
+}
+
+/// How AWS is reached. What is absent is left to the SDK's own chain.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct AwsConfig {
+    /// The region of names without one.
+    pub region: Option<String>,
+    /// Where all AWS services are, as in the SDKs.
+    pub endpoint_url: Option<String>,
+    /// Where STS is, if elsewhere.
+    pub sts_endpoint_url: Option<String>,
+    /// A profile of the shared configuration.
+    pub profile: Option<String>,
+    /// A role to assume.
+    pub role_arn: Option<String>,
+    /// The longest that a connection may take to open.
+    pub connect_timeout: Duration,
+    /// The longest that one attempt may take.
+    pub attempt_timeout: Duration,
+    /// The most attempts of one call.
+    pub max_attempts: u32,
+}
+
+/// How long values are kept and used.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct CacheConfig {
+    /// Fresh for this long.
+    pub ttl: Duration,
+    /// After `ttl`, served at once for this long while a refresh runs.
+    pub stale_while_revalidate: Duration,
+    /// After `ttl`, served for this long when AWS fails.
+    pub stale_if_error: Duration,
+    /// How long a refusal is remembered.
+    pub negative_ttl: Duration,
+    /// Entries not read for this long are dropped; zero means never.
+    pub idle_timeout: Duration,
+    /// The longest that a cold read waits.
+    pub fetch_timeout: Duration,
+    /// The longest that a read of a stale value waits.
+    pub revalidate_timeout: Duration,
+    /// The bytes that held values may take.
+    pub max_bytes: u64,
+    /// Secrets that are fetched at start and kept fresh, as `<group>/<key>`.
+    pub preload: Vec<String>,
+    /// How long readiness waits for those.
+    pub preload_timeout: Duration,
+    /// What becomes of groups that are not configured.
+    pub unlisted_groups: Unlisted,
+}
+
+/// Bounds on calls to AWS.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RefreshConfig {
+    /// The most at a time.
+    pub max_concurrency: u32,
+    /// The most a second.
+    pub rate: u32,
+}
+
+/// Bounds on connections, of every listener.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ServerConfig {
+    /// The most open connections of a listener.
+    pub max_connections: u32,
+    /// How long a connection may be idle, and a request's head may take.
+    pub idle_timeout: Duration,
+    /// How long requests in flight may take to finish at the end.
+    pub drain_timeout: Duration,
+}
+
+/// One secret listener.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ListenerConfig {
+    /// Where, and who may connect.
+    pub bind: Bind,
+    /// Patterns of the secrets that may be read here; empty means all.
+    pub allow_secrets: Vec<String>,
+}
+
+/// An address to listen on, and what is particular to its kind.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Bind {
+    /// A Unix socket.
+    Unix {
+        /// Its path.
+        path: PathBuf,
+        /// Its permission bits.
+        mode: u32,
+        /// Its owner, by name or number.
+        owner: Option<String>,
+        /// Its group, by name or number.
+        group: Option<String>,
+        /// The user ids that may read; empty means whoever may connect.
+        allow_uids: Vec<u32>,
+    },
+    /// A TCP address.
+    Tcp {
+        /// The address.
+        addr: SocketAddr,
+        /// What callers must present.
+        token: TokenConfig,
+        /// Host names by which callers may address it, besides those of loopback.
+        allowed_hosts: Vec<String>,
+        /// Said out loud where the address is no loopback one.
+        allow_non_loopback: bool,
+    },
+}
+
+/// What callers of a TCP listener must present.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum TokenConfig {
+    /// Nothing.
+    None,
+    /// The content of a file.
+    File(PathBuf),
+}
+
+/// The ops listener.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct OpsConfig {
+    /// Its address; `None` turns it off.
+    pub tcp: Option<SocketAddr>,
+}
+
+/// Logs.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LogConfig {
+    /// How a line looks.
+    pub format: LogFormat,
+    /// The least severe events that are logged.
+    pub level: LogLevel,
+}
+
+/// How a log line looks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum LogFormat {
+    /// One JSON object a line.
+    Json,
+    /// For a person.
+    Text,
+}
+
+/// Severity of log events.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[expect(missing_docs, reason = "the words of the field")]
+pub enum LogLevel {
+    Error,
+    Warn,
+    Info,
+    Debug,
+    Trace,
+}
+
+/// A group that callers may name.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct GroupConfig {
+    /// What is put before the key.
+    pub prefix: String,
+    /// The region of its secrets.
+    pub region: Option<String>,
+    /// The role to assume for them.
+    pub role_arn: Option<String>,
+    /// Their ttl, where it differs.
+    pub ttl: Option<Duration>,
+}
+
+impl Config {
+    /// Reads a file; without one, the built-in defaults.
+    pub fn load(path: Option<&Path>) -> Result<Self, Complaints> {
+        let Some(path) = path else { return Ok(Self::default()) };
+        let name = path.display().to_string();
+        let text = fs::read_to_string(path)
+            .map_err(|error| Complaints::about(&name, &format!("cannot be read: {error}")))?;
+        Self::parse(&name, &text)
+    }
+
+    /// Reads a text, which is called `file` in errors.
+    pub fn parse(file: &str, text: &str) -> Result<Self, Complaints> {
+        Document::read(file, text, Quoting::Allowed, load::config)
+    }
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            source: SourceConfig::Aws,
+            aws: AwsConfig::default(),
+            cache: CacheConfig::default(),
+            refresh: RefreshConfig { max_concurrency: 16, rate: 50 },
+            server: ServerConfig {
+                max_connections: 4096,
+                idle_timeout: Duration::from_mins(1),
+                drain_timeout: Duration::from_secs(10),
+            },
+            listeners: vec![
+                ListenerConfig {
+                    bind: Bind::Unix {
+                        path: DEFAULT_SOCKET.into(),
+                        mode: 0o660,
+                        owner: None,
+                        group: None,
+                        allow_uids: Vec::new(),
+                    },
+                    allow_secrets: Vec::new(),
+                },
+                ListenerConfig {
+                    bind: Bind::Tcp {
+                        addr: SocketAddr::from(([127, 0, 0, 1], 2773)),
+                        token: TokenConfig::File(DEFAULT_TOKEN_FILE.into()),
+                        allowed_hosts: Vec::new(),
+                        allow_non_loopback: false,
+                    },
+                    allow_secrets: Vec::new(),
+                },
+            ],
+            ops: OpsConfig { tcp: Some(SocketAddr::from(([127, 0, 0, 1], 9273))) },
+            log: LogConfig { format: LogFormat::Json, level: LogLevel::Info },
+            groups: BTreeMap::new(),
+        }
+    }
+}
+
+impl Default for AwsConfig {
+    fn default() -> Self {
+        Self {
+            region: None,
+            endpoint_url: None,
+            sts_endpoint_url: None,
+            profile: None,
+            role_arn: None,
+            connect_timeout: Duration::from_secs(1),
+            attempt_timeout: Duration::from_secs(3),
+            max_attempts: 3,
+        }
+    }
+}
+
+impl Default for CacheConfig {
+    fn default() -> Self {
+        Self {
+            ttl: Duration::from_mins(5),
+            stale_while_revalidate: Duration::from_mins(1),
+            stale_if_error: Duration::from_hours(24),
+            negative_ttl: Duration::from_secs(10),
+            idle_timeout: Duration::from_hours(1),
+            fetch_timeout: Duration::from_secs(3),
+            revalidate_timeout: Duration::from_millis(250),
+            max_bytes: 64 << 20,
+            preload: Vec::new(),
+            preload_timeout: Duration::from_secs(10),
+            unlisted_groups: Unlisted::Allow,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_key_can_be_left_out() {
+        assert_eq!(Config::parse("empty.toml", "").unwrap(), Config::default());
+    }
+
+    #[test]
+    fn the_commented_reference_shows_every_key_with_its_default() {
+        let text = include_str!("../../config/smcached.toml");
+        assert_eq!(Config::parse("smcached.toml", text).unwrap(), Config::default());
+        // A line such as `# ttl = "5m"` is a key; prose is a comment that is no TOML.
+        let uncommented: String = text
+            .lines()
+            .map(|line| match line.strip_prefix("#: ") {
+                Some(key) => format!("{key}\n"),
+                None => format!("{line}\n"),
+            })
+            .collect();
+        let config =
+            Config::parse("uncommented.toml", &uncommented).unwrap_or_else(|error| panic!("{error}"));
+        let expected = Config { groups: config.groups.clone(), ..Config::default() };
+        let settled = |mut config: Config| {
+            config.listeners = Config::default().listeners;
+            config.aws = AwsConfig::default();
+            config.cache.preload.clear();
+            config
+        };
+        assert_eq!(settled(config), settled(expected));
+    }
+
+    #[test]
+    fn the_configuration_for_laptops_is_valid() {
+        let config = Config::parse("local.toml", include_str!("../../config/local.toml")).unwrap();
+        assert_eq!(config.source, SourceConfig::File { path: "config/local-secrets.toml".into() });
+    }
+
+    #[test]
+    fn the_reference_documents_every_key_and_no_other() {
+        let reference = include_str!("../../docs/configuration.md");
+        let documented: std::collections::BTreeSet<String> = reference
+            .lines()
+            .filter_map(|line| line.strip_prefix("| `")?.split_once('`'))
+            .map(|(key, _)| key.to_owned())
+            .filter(|key| !key.starts_with(|first: char| first.is_uppercase()))
+            .collect();
+        let example = "[[listener]]\nunix = \"/x\"\n[[listener]]\ntcp = \"127.0.0.1:1\"\n[groups.x]\n";
+        let sections = ["source", "aws", "cache", "refresh", "server", "listener", "ops", "log", "groups"];
+        let known: std::collections::BTreeSet<String> = Document::known_keys(example, load::config)
+            .into_iter()
+            .filter(|key| !sections.contains(&key.as_str()))
+            .map(|key| key.replace("[]", ""))
+            .collect();
+        assert_eq!(documented, known);
+    }
+}

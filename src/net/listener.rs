@@ -10,8 +10,8 @@ use thiserror::Error;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
 
-use super::Peer;
-use super::unix::{Ownership, UnixSocket};
+use super::unix::UnixSocket;
+use super::{Ownership, Peer};
 
 /// Why an address cannot be listened on.
 #[derive(Debug, Error)]

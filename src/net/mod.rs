@@ -5,12 +5,14 @@
 mod client;
 mod connection;
 mod listener;
+mod ownership;
 mod unix;
 
 pub use client::{ClientError, Endpoint, fetch};
 pub use connection::{ConnectionLimits, Service, serve};
 pub use listener::{BindError, Listener};
-pub use unix::{Ownership, UnixSocket};
+pub use ownership::{Ownership, UnknownOwner};
+pub use unix::UnixSocket;
 
 use std::net::SocketAddr;
 

@@ -6,18 +6,7 @@ use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt, chown};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 
-use super::BindError;
-
-/// Who may connect: the socket file's mode, owner and group.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Ownership {
-    /// Permission bits, such as `0o660`.
-    pub mode: u32,
-    /// User id of the owner; `None` leaves it.
-    pub uid: Option<u32>,
-    /// Group id; `None` leaves it.
-    pub gid: Option<u32>,
-}
+use super::{BindError, Ownership};
 
 /// A socket file of ours. Removed when dropped, if it is still ours.
 #[derive(Debug)]

@@ -1,0 +1,56 @@
+//! Remembered refusals: "not found" and "access denied", for a short while.
+//!
+//! They live apart from values, so that asking for unknown names never evicts a secret.
+
+use std::time::Duration;
+
+use moka::policy::EvictionPolicy;
+use moka::sync::Cache;
+use tokio::time::Instant;
+
+use crate::secret::SecretKey;
+use crate::source::SourceError;
+
+/// The most refusals that are remembered.
+const MAX_REFUSALS: u64 = 10_000;
+
+/// A remembered refusal.
+#[derive(Debug, Clone)]
+pub(super) struct Refusal {
+    pub(super) error: SourceError,
+    pub(super) until: Instant,
+}
+
+/// The refusals of the last while.
+#[derive(Debug)]
+pub(super) struct Refusals {
+    refusals: Cache<SecretKey, Refusal>,
+    ttl: Duration,
+}
+
+impl Refusals {
+    /// Remembers for `ttl`; zero remembers nothing.
+    pub(super) fn new(ttl: Duration) -> Self {
+        let refusals =
+            Cache::builder().max_capacity(MAX_REFUSALS).eviction_policy(EvictionPolicy::lru()).build();
+        Self { refusals, ttl }
+    }
+
+    pub(super) fn remember(&self, key: &SecretKey, error: &SourceError, now: Instant) {
+        if !self.ttl.is_zero() {
+            self.refusals.insert(key.clone(), Refusal { error: error.clone(), until: now + self.ttl });
+        }
+    }
+
+    pub(super) fn find(&self, key: &SecretKey, now: Instant) -> Option<Refusal> {
+        self.refusals.get(key).filter(|refusal| now < refusal.until)
+    }
+
+    pub(super) fn forget(&self, key: &SecretKey) {
+        self.refusals.invalidate(key);
+    }
+
+    pub(super) fn forget_all(&self) {
+        self.refusals.invalidate_all();
+    }
+}

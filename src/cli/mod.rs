@@ -1,0 +1,100 @@
+//! The command line: one file a command. This is where text goes to standard output and error.
+
+mod check;
+mod get;
+mod healthcheck;
+mod serve;
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::{Args, Parser, Subcommand};
+
+use crate::config::{Config, Environment, config_path};
+
+/// A node-local cache for AWS Secrets Manager.
+///
+/// Tasks read secrets from it over a Unix socket or localhost; it answers from memory and keeps what it
+/// holds fresh in the background.
+#[derive(Debug, Parser)]
+#[command(name = "smcached", version, arg_required_else_help = true)]
+pub struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Run the daemon.
+    Serve(ConfigArgs),
+    /// Check a configuration and print what is in effect, defaults included.
+    Check(ConfigArgs),
+    /// Print one secret, exactly as it is.
+    Get(get::GetArgs),
+    /// Ask the daemon of this configuration whether it is ready, for container health checks.
+    Healthcheck(ConfigArgs),
+}
+
+#[derive(Debug, Args)]
+struct ConfigArgs {
+    /// The configuration file [default: `$SMCACHED_CONFIG`, else /etc/smcached/smcached.toml if it exists]
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
+}
+
+/// What the process tells its parent.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(u8)]
+enum Exit {
+    /// Done.
+    Success = 0,
+    /// It failed while running.
+    Failure = 1,
+    /// The command line, the configuration or the name of the secret is wrong.
+    Usage = 2,
+    /// There is no such secret, version or field.
+    NotFound = 3,
+    /// The caller or the daemon may not read it.
+    Denied = 4,
+    /// The daemon or AWS cannot be reached, or is slow or throttling: it may work later.
+    Unavailable = 5,
+}
+
+impl From<Exit> for ExitCode {
+    fn from(exit: Exit) -> Self {
+        Self::from(exit as u8)
+    }
+}
+
+/// Runs the command that the arguments name.
+pub fn run(cli: Cli, environment: &Environment) -> ExitCode {
+    let exit = match cli.command {
+        Command::Serve(args) => serve::run(args, environment),
+        Command::Check(args) => check::run(args, environment),
+        Command::Get(args) => get::run(&args, environment),
+        Command::Healthcheck(args) => healthcheck::run(args, environment),
+    };
+    exit.into()
+}
+
+/// Loads the configuration, or says what is wrong with it.
+fn load(args: ConfigArgs, environment: &Environment) -> Result<Config, Exit> {
+    let path = config_path(args.config, environment);
+    Config::load(path.as_deref()).map_err(|errors| {
+        complain(&errors);
+        Exit::Usage
+    })
+}
+
+/// A single-threaded runtime for a command that makes one request.
+fn small_runtime() -> Result<tokio::runtime::Runtime, Exit> {
+    tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(|error| {
+        complain(&format!("cannot start: {error}"));
+        Exit::Failure
+    })
+}
+
+#[expect(clippy::print_stderr, reason = "a command says what is wrong on standard error")]
+fn complain(error: &impl std::fmt::Display) {
+    eprintln!("smcached: {error}");
+}

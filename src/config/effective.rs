@@ -1,0 +1,215 @@
+//! The configuration in effect, as TOML: what `smcached check` prints. Reading it gives the same again.
+
+use std::path::Path;
+use std::time::Duration;
+
+use toml::{Table, Value};
+
+use super::units::{show_duration, show_size};
+use super::{Bind, Config, ListenerConfig, LogFormat, LogLevel, SourceConfig, TokenConfig};
+use crate::secret::Unlisted;
+
+impl Config {
+    /// Every key with its value, defaults included.
+    pub fn to_toml(&self) -> String {
+        let source = match &self.source {
+            SourceConfig::Aws => table([("kind", Some("aws".into()))]),
+            SourceConfig::File { path } => table([("kind", Some("file".into())), ("path", Some(file(path)))]),
+        };
+        let aws = table([
+            ("region", text(self.aws.region.as_deref())),
+            ("endpoint_url", text(self.aws.endpoint_url.as_deref())),
+            ("sts_endpoint_url", text(self.aws.sts_endpoint_url.as_deref())),
+            ("profile", text(self.aws.profile.as_deref())),
+            ("role_arn", text(self.aws.role_arn.as_deref())),
+            ("connect_timeout", Some(time(self.aws.connect_timeout))),
+            ("attempt_timeout", Some(time(self.aws.attempt_timeout))),
+            ("max_attempts", Some(self.aws.max_attempts.into())),
+        ]);
+        let cache = &self.cache;
+        let cache = table([
+            ("ttl", Some(time(cache.ttl))),
+            ("stale_while_revalidate", Some(time(cache.stale_while_revalidate))),
+            ("stale_if_error", Some(time(cache.stale_if_error))),
+            ("negative_ttl", Some(time(cache.negative_ttl))),
+            ("idle_timeout", Some(time(cache.idle_timeout))),
+            ("fetch_timeout", Some(time(cache.fetch_timeout))),
+            ("revalidate_timeout", Some(time(cache.revalidate_timeout))),
+            ("max_bytes", Some(show_size(cache.max_bytes).into())),
+            ("preload", Some(cache.preload.clone().into())),
+            ("preload_timeout", Some(time(cache.preload_timeout))),
+            ("unlisted_groups", Some(unlisted(cache.unlisted_groups).into())),
+        ]);
+        let refresh = table([
+            ("max_concurrency", Some(self.refresh.max_concurrency.into())),
+            ("rate", Some(self.refresh.rate.into())),
+        ]);
+        let server = table([
+            ("max_connections", Some(self.server.max_connections.into())),
+            ("idle_timeout", Some(time(self.server.idle_timeout))),
+            ("drain_timeout", Some(time(self.server.drain_timeout))),
+        ]);
+        let ops = self.ops.tcp.map_or_else(|| "off".to_owned(), |addr| addr.to_string());
+        let log = table([
+            ("format", Some(format(self.log.format).into())),
+            ("level", Some(level(self.log.level).into())),
+        ]);
+        let groups = self.groups.iter().map(|(name, group)| {
+            let group = table([
+                ("prefix", text(Some(&group.prefix))),
+                ("region", text(group.region.as_deref())),
+                ("role_arn", text(group.role_arn.as_deref())),
+                ("ttl", group.ttl.map(time)),
+            ]);
+            (name.clone(), Value::Table(group))
+        });
+        let listeners =
+            self.listeners.iter().map(|listener| Value::Table(self::listener(listener))).collect();
+        let sections = [
+            ("source", source.into()),
+            ("aws", aws.into()),
+            ("cache", cache.into()),
+            ("refresh", refresh.into()),
+            ("server", server.into()),
+            ("listener", Value::Array(listeners)),
+            ("ops", table([("tcp", Some(ops.into()))]).into()),
+            ("log", log.into()),
+            ("groups", Value::Table(groups.collect())),
+        ];
+        // One document a section keeps the order in which people read them.
+        let section = |(name, value): (&str, Value)| Table::from_iter([(name.to_owned(), value)]).to_string();
+        sections
+            .into_iter()
+            .map(section)
+            .filter(|section| section != "[groups]\n")
+            .collect::<Vec<_>>()
+            .join("\n")
+    }
+}
+
+fn listener(listener: &ListenerConfig) -> Table {
+    let allow_secrets = Some(listener.allow_secrets.clone()).filter(|patterns| !patterns.is_empty());
+    let allow_secrets = ("allow_secrets", allow_secrets.map(Value::from));
+    match &listener.bind {
+        Bind::Unix { path, mode, owner, group, allow_uids } => {
+            let uids: Vec<i64> = allow_uids.iter().copied().map(i64::from).collect();
+            table([
+                ("unix", Some(file(path))),
+                ("mode", Some(format!("{mode:04o}").into())),
+                ("owner", text(owner.as_deref())),
+                ("group", text(group.as_deref())),
+                ("allow_uids", Some(uids).filter(|uids| !uids.is_empty()).map(Value::from)),
+                allow_secrets,
+            ])
+        }
+        Bind::Tcp { addr, token, allowed_hosts, allow_non_loopback } => {
+            let token = match token {
+                TokenConfig::None => ("token", Some("none".into())),
+                TokenConfig::File(path) => ("token_file", Some(file(path))),
+            };
+            let hosts = Some(allowed_hosts.clone()).filter(|hosts| !hosts.is_empty());
+            table([
+                ("tcp", Some(addr.to_string().into())),
+                token,
+                ("allowed_hosts", hosts.map(Value::from)),
+                ("allow_non_loopback", allow_non_loopback.then_some(true.into())),
+                allow_secrets,
+            ])
+        }
+    }
+}
+
+fn table<const N: usize>(entries: [(&str, Option<Value>); N]) -> Table {
+    entries.into_iter().filter_map(|(key, value)| Some((key.to_owned(), value?))).collect()
+}
+
+fn text(text: Option<&str>) -> Option<Value> {
+    text.map(Value::from)
+}
+
+fn time(duration: Duration) -> Value {
+    show_duration(duration).into()
+}
+
+/// Paths came out of a TOML string, so nothing is lost.
+fn file(path: &Path) -> Value {
+    path.to_string_lossy().into_owned().into()
+}
+
+fn unlisted(unlisted: Unlisted) -> &'static str {
+    match unlisted {
+        Unlisted::Allow => "allow",
+        Unlisted::Deny => "deny",
+    }
+}
+
+fn format(format: LogFormat) -> &'static str {
+    match format {
+        LogFormat::Json => "json",
+        LogFormat::Text => "text",
+    }
+}
+
+fn level(level: LogLevel) -> &'static str {
+    match level {
+        LogLevel::Error => "error",
+        LogLevel::Warn => "warn",
+        LogLevel::Info => "info",
+        LogLevel::Debug => "debug",
+        LogLevel::Trace => "trace",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_printed_reads_back_as_the_same() {
+        let full = r#"
+            [source]
+            kind = "file"
+            path = "s.toml"
+            [aws]
+            region = "eu-west-1"
+            role_arn = "arn:aws:iam::123456789012:role/reader"
+            [cache]
+            ttl = "90s"
+            preload = ["team-a/db"]
+            unlisted_groups = "deny"
+            [[listener]]
+            unix = "/x"
+            mode = "0600"
+            owner = "root"
+            allow_uids = [1, 2]
+            allow_secrets = ["a/*"]
+            [[listener]]
+            tcp = "0.0.0.0:1"
+            allow_non_loopback = true
+            allowed_hosts = ["cache.internal"]
+            token = "none"
+            [ops]
+            tcp = "off"
+            [log]
+            level = "warn"
+            [groups."a/b"]
+            prefix = "x/"
+            ttl = "1m30s"
+        "#;
+        for text in ["", full] {
+            let config = Config::parse("t.toml", text).unwrap_or_else(|error| panic!("{error}"));
+            let shown = config.to_toml();
+            let again =
+                Config::parse("shown.toml", &shown).unwrap_or_else(|error| panic!("{error}\n{shown}"));
+            assert_eq!(again, config);
+        }
+    }
+
+    #[test]
+    fn defaults_are_shown_in_plain_units() {
+        let shown = Config::default().to_toml();
+        for line in ["ttl = \"5m\"", "stale_if_error = \"24h\"", "max_bytes = \"64MiB\"", "mode = \"0660\""] {
+            assert!(shown.contains(line), "{line} is not in\n{shown}");
+        }
+    }
+}

@@ -1,0 +1,223 @@
+//! The environment variables that the daemon and its commands heed. Nothing else reads the environment,
+//! but for the AWS SDK, which has its own well-known ones.
+
+use std::fmt;
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+
+use thiserror::Error;
+use zeroize::Zeroizing;
+
+use super::{DEFAULT_PATH, DEFAULT_SOCKET};
+
+/// What the environment says.
+#[derive(Clone, Default)]
+pub struct Environment {
+    /// `SMCACHED_CONFIG`: the configuration file.
+    config: Option<PathBuf>,
+    /// `SMCACHED_ADDRESS`: where client commands find the daemon.
+    address: Option<String>,
+    /// `SMCACHED_TOKEN`: the token that they present over TCP.
+    token: Option<Zeroizing<String>>,
+    /// `SMCACHED_TOKEN_FILE`: a file with that token.
+    token_file: Option<PathBuf>,
+    /// `AWS_CA_BUNDLE`: the certificates to trust; the Rust SDK ignores it, so it is handed over.
+    aws_ca_bundle: Option<PathBuf>,
+    /// `LOG_SENSITIVE_BODIES`: makes the AWS SDK log what it receives.
+    log_sensitive_bodies: bool,
+}
+
+impl fmt::Debug for Environment {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Environment")
+            .field("config", &self.config)
+            .field("address", &self.address)
+            .field("token", &self.token.as_ref().map(|_| "[redacted]"))
+            .finish_non_exhaustive()
+    }
+}
+
+/// Something that the environment says and must not, or that it names and cannot be read.
+#[derive(Debug, Error)]
+pub enum EnvironmentError {
+    /// The SDK would write secrets into the log.
+    #[error("LOG_SENSITIVE_BODIES makes the AWS SDK log secrets; unset it")]
+    LogSensitiveBodies,
+    /// A file that a variable names.
+    #[error("{variable} names {path}, which cannot be read: {error}", path = .path.display())]
+    Unreadable {
+        /// The variable.
+        variable: &'static str,
+        /// The file.
+        path: PathBuf,
+        /// What the system says.
+        error: io::Error,
+    },
+    /// An address in another form.
+    #[error("SMCACHED_ADDRESS: got {given:?}; accepted: unix:/path/of/socket or http://host:port")]
+    Address {
+        /// What it says.
+        given: String,
+    },
+}
+
+impl Environment {
+    /// The process's own environment.
+    #[expect(clippy::disallowed_methods, reason = "this is the one place that reads the environment")]
+    pub fn from_process() -> Self {
+        Self::from_lookup(|name| std::env::var(name).ok())
+    }
+
+    /// Any other, for tests. Empty variables count as unset.
+    pub fn from_lookup(lookup: impl Fn(&str) -> Option<String>) -> Self {
+        let value = |name: &str| lookup(name).filter(|value| !value.is_empty());
+        Self {
+            config: value("SMCACHED_CONFIG").map(PathBuf::from),
+            address: value("SMCACHED_ADDRESS"),
+            token: value("SMCACHED_TOKEN").map(Zeroizing::new),
+            token_file: value("SMCACHED_TOKEN_FILE").map(PathBuf::from),
+            aws_ca_bundle: value("AWS_CA_BUNDLE").map(PathBuf::from),
+            log_sensitive_bodies: value("LOG_SENSITIVE_BODIES")
+                .is_some_and(|value| value.eq_ignore_ascii_case("true")),
+        }
+    }
+
+    /// Refuses what a daemon that holds secrets must not run under.
+    pub fn check(&self) -> Result<(), EnvironmentError> {
+        if self.log_sensitive_bodies { Err(EnvironmentError::LogSensitiveBodies) } else { Ok(()) }
+    }
+
+    /// The certificates, in PEM form, that `AWS_CA_BUNDLE` names.
+    pub fn ca_bundle(&self) -> Result<Option<Vec<u8>>, EnvironmentError> {
+        let Some(path) = &self.aws_ca_bundle else { return Ok(None) };
+        let unreadable =
+            |error| EnvironmentError::Unreadable { variable: "AWS_CA_BUNDLE", path: path.clone(), error };
+        fs::read(path).map(Some).map_err(unreadable)
+    }
+
+    /// The token that client commands present: `SMCACHED_TOKEN`, else what `SMCACHED_TOKEN_FILE` holds.
+    pub fn read_token(&self) -> Result<Option<Zeroizing<String>>, EnvironmentError> {
+        if let Some(token) = &self.token {
+            return Ok(Some(token.clone()));
+        }
+        let Some(path) = &self.token_file else { return Ok(None) };
+        let unreadable = |error| EnvironmentError::Unreadable {
+            variable: "SMCACHED_TOKEN_FILE",
+            path: path.clone(),
+            error,
+        };
+        let text = Zeroizing::new(fs::read_to_string(path).map_err(unreadable)?);
+        Ok(Some(Zeroizing::new(text.trim().to_owned())))
+    }
+}
+
+/// The configuration file to use: the one of the command line, else of the environment, else the usual
+/// one if it exists, else none: the built-in defaults.
+pub fn config_path(flag: Option<PathBuf>, environment: &Environment) -> Option<PathBuf> {
+    flag.or_else(|| environment.config.clone()).or_else(|| {
+        let usual = PathBuf::from(DEFAULT_PATH);
+        usual.exists().then_some(usual)
+    })
+}
+
+/// Where client commands find the daemon.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum ClientAddress {
+    /// A Unix socket.
+    Unix(PathBuf),
+    /// `host:port`.
+    Tcp(String),
+}
+
+impl ClientAddress {
+    /// `--socket`, else `$SMCACHED_ADDRESS`, else the default socket.
+    pub fn find(socket: Option<&Path>, environment: &Environment) -> Result<Self, EnvironmentError> {
+        match (socket, &environment.address) {
+            (Some(path), _) => Ok(Self::Unix(path.to_owned())),
+            (None, Some(address)) => Self::parse(address),
+            (None, None) => Ok(Self::Unix(DEFAULT_SOCKET.into())),
+        }
+    }
+
+    /// `unix:/path` or `http://host:port`.
+    pub fn parse(text: &str) -> Result<Self, EnvironmentError> {
+        let unix = text.strip_prefix("unix:").map(|path| path.strip_prefix("//").unwrap_or(path));
+        if let Some(path) = unix.filter(|path| path.starts_with('/')) {
+            return Ok(Self::Unix(path.into()));
+        }
+        let tcp = text.strip_prefix("http://").map(|rest| rest.strip_suffix('/').unwrap_or(rest));
+        let is_authority = |authority: &str| {
+            authority
+                .rsplit_once(':')
+                .is_some_and(|(host, port)| !host.is_empty() && port.parse::<u16>().is_ok())
+                && !authority.contains(['/', '@', '?', '#', ' '])
+        };
+        tcp.filter(|authority| is_authority(authority))
+            .map(|authority| Self::Tcp(authority.to_owned()))
+            .ok_or_else(|| EnvironmentError::Address { given: text.to_owned() })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn environment(pairs: &[(&str, &str)]) -> Environment {
+        Environment::from_lookup(|name| {
+            pairs.iter().find(|(known, _)| *known == name).map(|(_, value)| (*value).to_owned())
+        })
+    }
+
+    #[test]
+    fn the_command_line_comes_before_the_environment() {
+        let set = environment(&[("SMCACHED_CONFIG", "/a"), ("SMCACHED_ADDRESS", "unix:/s")]);
+        assert_eq!(config_path(Some("/b".into()), &set), Some("/b".into()));
+        assert_eq!(config_path(None, &set), Some("/a".into()));
+        let flag = ClientAddress::find(Some(Path::new("/t")), &set).unwrap();
+        assert_eq!(flag, ClientAddress::Unix("/t".into()));
+        assert_eq!(ClientAddress::find(None, &set).unwrap(), ClientAddress::Unix("/s".into()));
+        let unset = ClientAddress::find(None, &environment(&[])).unwrap();
+        assert_eq!(unset, ClientAddress::Unix(DEFAULT_SOCKET.into()));
+    }
+
+    #[test]
+    fn addresses_have_two_forms() {
+        let tcp = |text: &str| ClientAddress::Tcp(text.to_owned());
+        assert_eq!(ClientAddress::parse("http://127.0.0.1:2773").unwrap(), tcp("127.0.0.1:2773"));
+        assert_eq!(ClientAddress::parse("http://[::1]:2773/").unwrap(), tcp("[::1]:2773"));
+        assert_eq!(ClientAddress::parse("unix:///s").unwrap(), ClientAddress::Unix("/s".into()));
+        for text in ["", "127.0.0.1:2773", "https://x:1", "http://x", "http://:1", "http://x:1/y", "unix:s"] {
+            assert!(ClientAddress::parse(text).is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn a_token_comes_from_the_variable_or_its_file_and_is_never_shown() {
+        let directory = tempfile::tempdir().unwrap();
+        let file = directory.path().join("token");
+        fs::write(&file, "sesame\n").unwrap();
+        let by_file = environment(&[("SMCACHED_TOKEN_FILE", file.to_str().unwrap())]);
+        assert_eq!(**by_file.read_token().unwrap().unwrap(), *"sesame");
+        let by_name = environment(&[("SMCACHED_TOKEN", "sesame")]);
+        assert_eq!(**by_name.read_token().unwrap().unwrap(), *"sesame");
+        assert!(!format!("{by_name:?}").contains("sesame"));
+        let missing = environment(&[("SMCACHED_TOKEN_FILE", "/none")]);
+        assert!(missing.read_token().unwrap_err().to_string().contains("SMCACHED_TOKEN_FILE names /none"));
+    }
+
+    #[test]
+    fn logging_of_bodies_is_refused() {
+        assert!(environment(&[("LOG_SENSITIVE_BODIES", "TRUE")]).check().is_err());
+        assert!(environment(&[("LOG_SENSITIVE_BODIES", "false")]).check().is_ok());
+    }
+
+    proptest! {
+        #[test]
+        fn parsing_an_address_never_panics(text in ".{0,40}") {
+            let _ = ClientAddress::parse(&text);
+        }
+    }
+}

@@ -1,0 +1,476 @@
+//! From a document to a [`Config`]: one function a section, each key with what it accepts.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use super::units::{self, DURATION, SIZE};
+use super::{
+    AwsConfig, Bind, CacheConfig, Config, DEFAULT_TOKEN_FILE, GroupConfig, ListenerConfig, LogConfig,
+    LogFormat, LogLevel, OpsConfig, RefreshConfig, ServerConfig, SourceConfig, TokenConfig,
+};
+use crate::document::{Entry, Section, Value};
+use crate::secret::{SecretId, SecretPath, Unlisted};
+
+/// The longest path of a Unix socket (`sun_path` of unix(7), less the final NUL).
+const MAX_SOCKET_PATH: usize = 107;
+
+/// Reads all sections. Absent keys have their defaults; wrong ones are complained about.
+pub(super) fn config(root: &Section<'_>) -> Option<Config> {
+    let default = Config::default();
+    let source = source(&root.section("source"));
+    let aws = aws(&root.section("aws"), &default.aws);
+    let cache = cache(&root.section("cache"), &default.cache);
+    let refresh = refresh(&root.section("refresh"), &default.refresh);
+    let server = server(&root.section("server"), &default.server);
+    let ops = ops(&root.section("ops"), &default.ops);
+    let log = log(&root.section("log"), &default.log);
+    let groups = groups(root);
+    let sections = root.sections("listener");
+    let listeners =
+        if sections.is_empty() { default.listeners } else { sections.iter().filter_map(listener).collect() };
+    check_addresses(root, &listeners, &ops);
+    Some(Config { source: source?, aws, cache, refresh, server, listeners, ops, log, groups })
+}
+
+fn source(section: &Section<'_>) -> Option<SourceConfig> {
+    let kind = section.entry("kind", "\"aws\" or \"file\"", |value| {
+        value.text().filter(|kind| matches!(*kind, "aws" | "file")).map(str::to_owned)
+    });
+    let path = section.entry("path", "the path of a TOML file of secrets", path);
+    section.refuse_the_rest();
+    let is_file = kind.as_ref().is_some_and(|kind| kind.value == "file");
+    match (is_file, path) {
+        (true, Some(path)) => Some(SourceConfig::File { path: path.value }),
+        (true, None) => {
+            section.complain("kind = \"file\" needs a path");
+            None
+        }
+        (false, Some(path)) => {
+            section.contradicts("path", &path, "only kind = \"file\" has a path");
+            None
+        }
+        (false, None) => Some(SourceConfig::Aws),
+    }
+}
+
+fn aws(section: &Section<'_>, default: &AwsConfig) -> AwsConfig {
+    let connect_timeout = duration(section, "connect_timeout", AT_LEAST_A_MILLISECOND);
+    let attempt_timeout = duration(section, "attempt_timeout", AT_LEAST_A_MILLISECOND);
+    let aws = AwsConfig {
+        region: section.get("region", REGION, region),
+        endpoint_url: section.get("endpoint_url", URL, url),
+        sts_endpoint_url: section.get("sts_endpoint_url", URL, url),
+        profile: section.get("profile", "the name of a profile", word),
+        role_arn: section.get("role_arn", ROLE, role_arn),
+        connect_timeout: connect_timeout.unwrap_or(default.connect_timeout),
+        attempt_timeout: attempt_timeout.unwrap_or(default.attempt_timeout),
+        max_attempts: number(section, "max_attempts", 1, 10).unwrap_or(default.max_attempts),
+    };
+    section.refuse_the_rest();
+    if aws.connect_timeout > aws.attempt_timeout {
+        section.complain("connect_timeout is longer than attempt_timeout, which includes it");
+    }
+    aws
+}
+
+fn cache(section: &Section<'_>, default: &CacheConfig) -> CacheConfig {
+    let any = |key, default| duration(section, key, Duration::ZERO).unwrap_or(default);
+    let some = |key, default| duration(section, key, AT_LEAST_A_MILLISECOND).unwrap_or(default);
+    let size = |value: Value<'_>| {
+        let bytes = value.text().map_or_else(|| value.number(), units::parse_size);
+        bytes.filter(|bytes| *bytes > 0)
+    };
+    let preload = |value: Value<'_>| {
+        let texts = value.texts()?;
+        texts.iter().all(|raw| SecretPath::parse(raw).is_ok()).then_some(texts)
+    };
+    let unlisted = |value: Value<'_>| match value.text()? {
+        "allow" => Some(Unlisted::Allow),
+        "deny" => Some(Unlisted::Deny),
+        _ => None,
+    };
+    let cache = CacheConfig {
+        ttl: some("ttl", default.ttl),
+        stale_while_revalidate: any("stale_while_revalidate", default.stale_while_revalidate),
+        stale_if_error: any("stale_if_error", default.stale_if_error),
+        negative_ttl: any("negative_ttl", default.negative_ttl),
+        idle_timeout: any("idle_timeout", default.idle_timeout),
+        fetch_timeout: some("fetch_timeout", default.fetch_timeout),
+        revalidate_timeout: any("revalidate_timeout", default.revalidate_timeout),
+        max_bytes: section.get("max_bytes", SIZE, size).unwrap_or(default.max_bytes),
+        preload: section
+            .get("preload", "a list of \"<group>/<key>\", as in the URL path", preload)
+            .unwrap_or_default(),
+        preload_timeout: any("preload_timeout", default.preload_timeout),
+        unlisted_groups: section
+            .get("unlisted_groups", "\"allow\" or \"deny\"", unlisted)
+            .unwrap_or_default(),
+    };
+    section.refuse_the_rest();
+    if cache.revalidate_timeout > cache.fetch_timeout {
+        section.complain(
+            "revalidate_timeout is longer than fetch_timeout; who has a value must not wait longer",
+        );
+    }
+    cache
+}
+
+fn refresh(section: &Section<'_>, default: &RefreshConfig) -> RefreshConfig {
+    let refresh = RefreshConfig {
+        max_concurrency: number(section, "max_concurrency", 1, 1000).unwrap_or(default.max_concurrency),
+        rate: number(section, "rate", 1, 10_000).unwrap_or(default.rate),
+    };
+    section.refuse_the_rest();
+    refresh
+}
+
+fn server(section: &Section<'_>, default: &ServerConfig) -> ServerConfig {
+    let server = ServerConfig {
+        max_connections: number(section, "max_connections", 1, 1_000_000).unwrap_or(default.max_connections),
+        idle_timeout: duration(section, "idle_timeout", AT_LEAST_A_MILLISECOND)
+            .unwrap_or(default.idle_timeout),
+        drain_timeout: duration(section, "drain_timeout", Duration::ZERO).unwrap_or(default.drain_timeout),
+    };
+    section.refuse_the_rest();
+    server
+}
+
+fn ops(section: &Section<'_>, default: &OpsConfig) -> OpsConfig {
+    let tcp = section.get("tcp", "an address such as \"127.0.0.1:9273\", or \"off\"", |value| {
+        if value.text()? == "off" { Some(None) } else { address(value).map(Some) }
+    });
+    section.refuse_the_rest();
+    OpsConfig { tcp: tcp.unwrap_or(default.tcp) }
+}
+
+fn log(section: &Section<'_>, default: &LogConfig) -> LogConfig {
+    let format = |value: Value<'_>| match value.text()? {
+        "json" => Some(LogFormat::Json),
+        "text" => Some(LogFormat::Text),
+        _ => None,
+    };
+    let level = |value: Value<'_>| match value.text()? {
+        "error" => Some(LogLevel::Error),
+        "warn" => Some(LogLevel::Warn),
+        "info" => Some(LogLevel::Info),
+        "debug" => Some(LogLevel::Debug),
+        "trace" => Some(LogLevel::Trace),
+        _ => None,
+    };
+    let levels = "\"error\", \"warn\", \"info\", \"debug\" or \"trace\"";
+    let log = LogConfig {
+        format: section.get("format", "\"json\" or \"text\"", format).unwrap_or(default.format),
+        level: section.get("level", levels, level).unwrap_or(default.level),
+    };
+    section.refuse_the_rest();
+    log
+}
+
+fn groups(root: &Section<'_>) -> BTreeMap<String, GroupConfig> {
+    let mut groups = BTreeMap::new();
+    for (name, section) in root.named_sections("groups") {
+        if name.is_empty() {
+            section.complain("a group needs a name");
+        }
+        let accepted = "the beginning of a secret's name, or of an ARN";
+        let prefix = section.get("prefix", accepted, |value| {
+            // A prefix is right if something can follow it.
+            value.text().filter(|prefix| SecretId::parse(&format!("{prefix}x")).is_ok()).map(str::to_owned)
+        });
+        let region = section.entry("region", REGION, region);
+        let group = GroupConfig {
+            prefix: prefix.unwrap_or_default(),
+            region: region.as_ref().map(|entry| entry.value.clone()),
+            role_arn: section.get("role_arn", ROLE, role_arn),
+            ttl: duration(&section, "ttl", AT_LEAST_A_MILLISECOND),
+        };
+        section.refuse_the_rest();
+        if let Some(region) = region.filter(|_| group.prefix.starts_with("arn:")) {
+            section.contradicts("region", &region, "the prefix is an ARN, which names its region");
+        }
+        groups.insert(name, group);
+    }
+    groups
+}
+
+fn listener(section: &Section<'_>) -> Option<ListenerConfig> {
+    let unix = section.entry("unix", "the path of a socket, of at most 107 bytes", socket_path);
+    let tcp = section.entry("tcp", "an address such as \"127.0.0.1:2773\"", address);
+    let mode = section.entry("mode", "octal permissions such as \"0660\"", mode);
+    let owner = section.entry("owner", "a user's name or number", word);
+    let group = section.entry("group", "a group's name or number", word);
+    let allow_uids = section.entry("allow_uids", "a list of user ids", |value| {
+        value.list(|item| item.number().and_then(|uid| u32::try_from(uid).ok()))
+    });
+    let token = section.entry("token", "\"none\"; else name a token_file", |value| {
+        value.text().filter(|token| *token == "none").map(str::to_owned)
+    });
+    let token_file = section.entry("token_file", "the path of a file", path);
+    let allowed_hosts = section.entry("allowed_hosts", "a list of host names", Value::texts);
+    let allow_non_loopback = section.entry("allow_non_loopback", "true or false", Value::boolean);
+    let allow_secrets = section.get("allow_secrets", "a list of patterns such as \"team-a/*\"", |value| {
+        value.texts().filter(|patterns| patterns.iter().all(|pattern| !pattern.is_empty()))
+    });
+    section.refuse_the_rest();
+    if unix.is_none() {
+        refuse(section, "mode", mode.as_ref(), "unix");
+        refuse(section, "owner", owner.as_ref(), "unix");
+        refuse(section, "group", group.as_ref(), "unix");
+        refuse(section, "allow_uids", allow_uids.as_ref(), "unix");
+    }
+    if tcp.is_none() {
+        refuse(section, "token", token.as_ref(), "tcp");
+        refuse(section, "token_file", token_file.as_ref(), "tcp");
+        refuse(section, "allowed_hosts", allowed_hosts.as_ref(), "tcp");
+        refuse(section, "allow_non_loopback", allow_non_loopback.as_ref(), "tcp");
+    }
+    let bind = match (unix, tcp) {
+        (Some(path), None) => Bind::Unix {
+            path: path.value,
+            mode: mode.map_or(0o660, |mode| mode.value),
+            owner: owner.map(|owner| owner.value),
+            group: group.map(|group| group.value),
+            allow_uids: allow_uids.map(|uids| uids.value).unwrap_or_default(),
+        },
+        (None, Some(addr)) => {
+            if let (Some(_), Some(file)) = (&token, &token_file) {
+                section.contradicts("token_file", file, "the listener also says token = \"none\"");
+            }
+            let allow_non_loopback = allow_non_loopback.is_some_and(|allow| allow.value);
+            if !addr.value.ip().is_loopback() && !allow_non_loopback {
+                let what = "secrets would leave this host in clear text; accepted: a loopback address, \
+                            or any other with allow_non_loopback = true";
+                section.contradicts("tcp", &addr, what);
+            }
+            let token = match (token, token_file) {
+                (Some(_), _) => TokenConfig::None,
+                (None, Some(file)) => TokenConfig::File(file.value),
+                (None, None) => TokenConfig::File(DEFAULT_TOKEN_FILE.into()),
+            };
+            let allowed_hosts = allowed_hosts.map(|hosts| hosts.value).unwrap_or_default();
+            Bind::Tcp { addr: addr.value, token, allowed_hosts, allow_non_loopback }
+        }
+        (Some(_), Some(addr)) => {
+            section.contradicts("tcp", &addr, "a listener has one of unix and tcp; write two listeners");
+            return None;
+        }
+        (None, None) => {
+            section.complain("a listener needs one of unix and tcp");
+            return None;
+        }
+    };
+    Some(ListenerConfig { bind, allow_secrets: allow_secrets.unwrap_or_default() })
+}
+
+/// Complains about a key of the other kind of listener.
+fn refuse<T>(section: &Section<'_>, key: &str, given: Option<&Entry<T>>, kind: &str) {
+    if let Some(entry) = given {
+        section.contradicts(key, entry, &format!("only a {kind} listener has this"));
+    }
+}
+
+/// No address may be listened on twice.
+fn check_addresses(root: &Section<'_>, listeners: &[ListenerConfig], ops: &OpsConfig) {
+    let mut seen: Vec<String> = Vec::new();
+    let of_listeners = listeners.iter().map(|listener| match &listener.bind {
+        Bind::Unix { path, .. } => path.display().to_string(),
+        Bind::Tcp { addr, .. } => addr.to_string(),
+    });
+    for address in of_listeners.chain(ops.tcp.map(|addr| addr.to_string())) {
+        if seen.contains(&address) && !address.ends_with(":0") {
+            root.complain(&format!(
+                "{address} is configured twice; listeners and [ops] need an address each"
+            ));
+        }
+        seen.push(address);
+    }
+}
+
+const AT_LEAST_A_MILLISECOND: Duration = Duration::from_millis(1);
+const REGION: &str = "a region such as \"us-west-2\"";
+const URL: &str = "a URL such as \"https://vpce-1234.secretsmanager.us-west-2.vpce.amazonaws.com\"";
+const ROLE: &str = "the ARN of a role, \"arn:aws:iam::<12 digits>:role/<name>\"";
+
+fn duration(section: &Section<'_>, key: &'static str, least: Duration) -> Option<Duration> {
+    let accepted = if least.is_zero() { DURATION.to_owned() } else { format!("{DURATION}, above 0") };
+    section.get(key, &accepted, |value| {
+        value.text().and_then(units::parse_duration).filter(|duration| *duration >= least)
+    })
+}
+
+fn number(section: &Section<'_>, key: &'static str, least: u32, most: u32) -> Option<u32> {
+    section.get(key, &format!("a number from {least} to {most}"), |value| {
+        value
+            .number()
+            .and_then(|number| u32::try_from(number).ok())
+            .filter(|number| (least..=most).contains(number))
+    })
+}
+
+fn word(value: Value<'_>) -> Option<String> {
+    value.text().filter(|text| !text.is_empty()).map(str::to_owned)
+}
+
+fn path(value: Value<'_>) -> Option<PathBuf> {
+    value.text().filter(|path| !path.is_empty() && !path.contains('\0')).map(PathBuf::from)
+}
+
+/// A path in the file system; abstract sockets have no permissions and are refused.
+fn socket_path(value: Value<'_>) -> Option<PathBuf> {
+    path(value).filter(|path| {
+        let text = path.as_os_str().as_encoded_bytes();
+        text.len() <= MAX_SOCKET_PATH && !text.starts_with(b"@") && path.file_name().is_some()
+    })
+}
+
+fn address(value: Value<'_>) -> Option<SocketAddr> {
+    value.text()?.parse().ok()
+}
+
+fn mode(value: Value<'_>) -> Option<u32> {
+    let text = value.text()?;
+    let is_octal = (3..=4).contains(&text.len()) && text.bytes().all(|digit| (b'0'..=b'7').contains(&digit));
+    u32::from_str_radix(text, 8).ok().filter(|mode| is_octal && *mode <= 0o777)
+}
+
+fn region(value: Value<'_>) -> Option<String> {
+    let legal = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-';
+    word(value).filter(|region| region.len() <= 32 && region.bytes().all(legal))
+}
+
+fn url(value: Value<'_>) -> Option<String> {
+    let text = value.text()?;
+    let rest = text.strip_prefix("https://").or_else(|| text.strip_prefix("http://"))?;
+    let host = rest.split(['/', '?', '#']).next()?;
+    let is_plain =
+        !host.is_empty() && !host.contains('@') && text.bytes().all(|byte| byte.is_ascii_graphic());
+    is_plain.then(|| text.to_owned())
+}
+
+fn role_arn(value: Value<'_>) -> Option<String> {
+    let text = value.text()?;
+    let mut parts = text.splitn(6, ':');
+    let head = [parts.next()?, parts.next()?, parts.next()?, parts.next()?];
+    let (account, role) = (parts.next()?, parts.next()?);
+    let is_role = matches!(head, ["arn", partition, "iam", ""] if partition.starts_with("aws"))
+        && account.len() == 12
+        && account.bytes().all(|byte| byte.is_ascii_digit())
+        && role.strip_prefix("role/").is_some_and(|name| !name.is_empty());
+    is_role.then(|| text.to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn errors(text: &str) -> Vec<String> {
+        Config::parse("t.toml", text).map_or_else(|complaints| complaints.lines().to_vec(), |_| Vec::new())
+    }
+
+    #[test]
+    fn the_example_of_the_design_is_read() {
+        let text = r#"
+            [source]
+            kind = "file"
+            path = "config/local-secrets.toml"
+            [cache]
+            ttl = "1m"
+            preload = ["arn:aws:secretsmanager:us-west-2:123456789012:secret:/MySecret-AbCdEf", "team-a/db"]
+            unlisted_groups = "deny"
+            [[listener]]
+            unix = "/run/smcached/smcached.sock"
+            mode = "0660"
+            group = "flyte"
+            allow_uids = [1000]
+            allow_secrets = ["arn:aws:secretsmanager:us-west-2:*:secret:team-a/*"]
+            [[listener]]
+            tcp = "127.0.0.1:2773"
+            token_file = "/run/smcached/token"
+            [ops]
+            tcp = "off"
+            [log]
+            format = "text"
+            level = "debug"
+            [groups.team-a]
+            prefix = "prod/team-a/"
+            region = "us-east-1"
+            role_arn = "arn:aws:iam::123456789012:role/reader"
+            ttl = "1m"
+        "#;
+        let config = Config::parse("t.toml", text).unwrap_or_else(|error| panic!("{error}"));
+        assert_eq!(config.cache.ttl, Duration::from_mins(1));
+        assert_eq!(config.cache.unlisted_groups, Unlisted::Deny);
+        assert_eq!(config.ops.tcp, None);
+        assert_eq!(config.groups["team-a"].prefix, "prod/team-a/");
+        let Bind::Unix { mode, ref group, ref allow_uids, .. } = config.listeners[0].bind else { panic!() };
+        assert_eq!((mode, group.as_deref(), &allow_uids[..]), (0o660, Some("flyte"), &[1000][..]));
+    }
+
+    #[test]
+    fn each_wrong_value_is_refused_with_what_is_accepted() {
+        let cases = [
+            ("[cache]\nttl = 300", "t.toml:2:7: cache.ttl: got 300; accepted: a duration such as"),
+            ("[cache]\nttl = \"0s\"", "above 0"),
+            ("[cache]\nmax_bytes = \"64 MB\"", "cache.max_bytes: got \"64 MB\"; accepted: a size"),
+            ("[cache]\nmax_bytes = 0", "accepted: a size"),
+            ("[cache]\npreload = [\"a//b//c\"]", "cache.preload"),
+            ("[cache]\nunlisted_groups = \"no\"", "accepted: \"allow\" or \"deny\""),
+            (
+                "[cache]\nrevalidate_timeout = \"5s\"",
+                "cache: revalidate_timeout is longer than fetch_timeout",
+            ),
+            ("[aws]\nmax_attempts = 0", "accepted: a number from 1 to 10"),
+            ("[aws]\nregion = \"US West\"", "accepted: a region"),
+            ("[aws]\nendpoint_url = \"localhost:4566\"", "accepted: a URL"),
+            ("[aws]\nrole_arn = \"reader\"", "accepted: the ARN of a role"),
+            ("[aws]\nconnect_timeout = \"9s\"", "connect_timeout is longer than attempt_timeout"),
+            ("[source]\nkind = \"vault\"", "accepted: \"aws\" or \"file\""),
+            ("[source]\nkind = \"file\"", "source: kind = \"file\" needs a path"),
+            ("[source]\npath = \"x\"", "only kind = \"file\" has a path"),
+            ("[[listener]]\nmode = \"0660\"", "listener[0]: a listener needs one of unix and tcp"),
+            ("[[listener]]\nunix = \"/x\"\nmode = \"999\"", "listener[0].mode: got \"999\"; accepted: octal"),
+            ("[[listener]]\nunix = \"@abstract\"", "accepted: the path of a socket"),
+            ("[[listener]]\nunix = \"/x\"\ntcp = \"127.0.0.1:1\"", "write two listeners"),
+            ("[[listener]]\nunix = \"/x\"\ntoken = \"none\"", "only a tcp listener has this"),
+            ("[[listener]]\ntcp = \"127.0.0.1:1\"\nmode = \"0660\"", "only a unix listener has this"),
+            ("[[listener]]\ntcp = \"127.0.0.1:1\"\ntoken = \"sesame\"", "accepted: \"none\""),
+            (
+                "[[listener]]\ntcp = \"127.0.0.1:1\"\ntoken = \"none\"\ntoken_file = \"x\"",
+                "also says token = \"none\"",
+            ),
+            ("[[listener]]\ntcp = \"0.0.0.0:1\"", "allow_non_loopback = true"),
+            ("[[listener]]\ntcp = \"127.0.0.1:9273\"", "127.0.0.1:9273 is configured twice"),
+            ("[groups.a]\nprefix = \"a b\"", "groups.a.prefix"),
+            ("[groups.a]\nttl = \"x\"", "groups.a.ttl"),
+            ("[log]\nlevel = \"loud\"", "log.level"),
+            ("[reload]\n", "reload: unknown key"),
+            ("[cache]\ntll = \"1m\"", "did you mean ttl?"),
+            ("cache = 1", "cache: got 1; accepted: a table, [cache]"),
+            ("listener = 1", "accepted: a list of tables, [[listener]]"),
+            ("groups = 1", "accepted: a table, [groups]"),
+            ("[cache", "not valid TOML"),
+        ];
+        for (text, expected) in cases {
+            let errors = errors(text);
+            assert!(errors.iter().any(|error| error.contains(expected)), "{text}: {errors:?}");
+        }
+    }
+
+    #[test]
+    fn all_errors_of_a_file_come_at_once_and_in_order() {
+        let errors = errors("[cache]\nttl = 1\nidle_timeout = 2\n[log]\nlevel = 3\n[aws]\nx = 4\n");
+        assert_eq!(errors.len(), 4, "{errors:?}");
+        assert!(errors[0].starts_with("t.toml:2:") && errors[3].starts_with("t.toml:7:"), "{errors:?}");
+    }
+
+    proptest! {
+        #[test]
+        fn any_text_is_read_or_refused(text in "(\\[(cache|aws|log|ops|groups.x)\\]\n)?[a-z_]{0,12} ?= ?.{0,20}") {
+            let _ = Config::parse("t.toml", &text);
+        }
+    }
+}

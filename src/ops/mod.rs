@@ -1,0 +1,126 @@
+//! The ops listener: metrics, health and status. It imports nothing that serves secrets, and sees the
+//! cache through a view that has no values.
+
+mod status;
+
+use bytes::Bytes;
+use http_body_util::Full;
+use hyper::body::Incoming;
+use hyper::header::{ALLOW, CACHE_CONTROL, CONTENT_TYPE, HeaderValue};
+use hyper::{Method, Request, Response, StatusCode};
+use tokio::time::Instant;
+
+use self::status::Status;
+use crate::cache::CacheView;
+use crate::lifecycle::Readiness;
+use crate::metrics::{Metrics, RouteMetrics};
+use crate::net::{Body, Peer, Service};
+
+/// The text format of Prometheus
+/// (<https://prometheus.io/docs/instrumenting/exposition_formats/#text-based-format>).
+const PROMETHEUS_TEXT: &str = "text/plain; version=0.0.4; charset=utf-8";
+const PLAIN_TEXT: &str = "text/plain; charset=utf-8";
+const JSON: &str = "application/json";
+
+/// The ops listener.
+#[derive(Debug)]
+pub struct OpsService {
+    metrics: Metrics,
+    readiness: Readiness,
+    cache: CacheView,
+    started: Instant,
+    routes: Routes,
+}
+
+#[derive(Debug)]
+struct Routes {
+    metrics: RouteMetrics,
+    livez: RouteMetrics,
+    readyz: RouteMetrics,
+    status: RouteMetrics,
+    unmatched: RouteMetrics,
+}
+
+impl OpsService {
+    /// An ops listener, called `label` in its own metrics.
+    pub fn new(metrics: Metrics, readiness: Readiness, cache: CacheView, label: &str) -> Self {
+        let route = |name| metrics.http.route(label, name);
+        let routes = Routes {
+            metrics: route("metrics"),
+            livez: route("livez"),
+            readyz: route("readyz"),
+            status: route("status"),
+            unmatched: route("unmatched"),
+        };
+        Self { routes, metrics, readiness, cache, started: Instant::now() }
+    }
+
+    fn answer(&self, request: &Request<Incoming>) -> (&RouteMetrics, Response<Body>) {
+        let routes = &self.routes;
+        let (metrics, answer): (_, fn(&Self) -> Response<Body>) = match request.uri().path() {
+            "/metrics" => (&routes.metrics, Self::metrics_page),
+            "/livez" => (&routes.livez, |_| response(StatusCode::OK, PLAIN_TEXT, "ok\n")),
+            "/readyz" | "/healthz" => (&routes.readyz, Self::readyz),
+            "/status" => (&routes.status, Self::status),
+            _ => (&routes.unmatched, |_| response(StatusCode::NOT_FOUND, PLAIN_TEXT, "no such path\n")),
+        };
+        if !matches!(*request.method(), Method::GET | Method::HEAD) {
+            let mut refusal =
+                response(StatusCode::METHOD_NOT_ALLOWED, PLAIN_TEXT, "accepted methods: GET, HEAD\n");
+            refusal.headers_mut().insert(ALLOW, HeaderValue::from_static("GET, HEAD"));
+            return (metrics, refusal);
+        }
+        (metrics, answer(self))
+    }
+
+    fn metrics_page(&self) -> Response<Body> {
+        self.cache.summary();
+        match self.metrics.render() {
+            Ok(page) => response(StatusCode::OK, PROMETHEUS_TEXT, page),
+            Err(error) => {
+                tracing::error!(%error, "the metrics cannot be rendered; this is a defect of smcached");
+                response(StatusCode::INTERNAL_SERVER_ERROR, PLAIN_TEXT, "the metrics cannot be rendered\n")
+            }
+        }
+    }
+
+    fn readyz(&self) -> Response<Body> {
+        let reasons = self.readiness.reasons();
+        if reasons.is_empty() {
+            return response(StatusCode::OK, PLAIN_TEXT, "ok\n");
+        }
+        let reasons = format!("not ready: {}\n", reasons.join(", "));
+        response(StatusCode::SERVICE_UNAVAILABLE, PLAIN_TEXT, reasons)
+    }
+
+    fn status(&self) -> Response<Body> {
+        let status = Status::of(&self.cache, &self.readiness, self.started.elapsed());
+        // Strings and numbers always serialize into memory.
+        let mut page = serde_json::to_vec_pretty(&status).unwrap_or_default();
+        page.push(b'\n');
+        response(StatusCode::OK, JSON, page)
+    }
+}
+
+impl Service for OpsService {
+    async fn call(&self, request: Request<Incoming>, _peer: Peer) -> Response<Body> {
+        let start = Instant::now();
+        let (metrics, response) = self.answer(&request);
+        metrics.answered(response.status().as_u16(), start.elapsed());
+        response
+    }
+
+    fn panicked(&self) -> Response<Body> {
+        tracing::error!("a handler of the ops listener panicked; this is a defect of smcached");
+        response(StatusCode::INTERNAL_SERVER_ERROR, PLAIN_TEXT, "internal error\n")
+    }
+}
+
+fn response(status: StatusCode, content_type: &'static str, body: impl Into<Bytes>) -> Response<Body> {
+    let mut response = Response::new(Full::new(body.into()));
+    *response.status_mut() = status;
+    let headers = response.headers_mut();
+    headers.insert(CONTENT_TYPE, HeaderValue::from_static(content_type));
+    headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
+    response
+}

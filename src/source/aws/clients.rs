@@ -1,0 +1,186 @@
+//! One SDK client per region and role: made on first use, shared, and made anew when AWS rejects the
+//! credentials, since the SDK does not drop cached ones by itself.
+
+use std::collections::HashMap;
+use std::fmt;
+use std::sync::{Arc, Mutex as StdMutex, PoisonError};
+use std::time::Duration;
+
+use aws_config::BehaviorVersion;
+use aws_config::SdkConfig;
+use aws_config::retry::RetryConfig;
+use aws_config::sts::AssumeRoleProvider;
+use aws_config::timeout::TimeoutConfig;
+use aws_credential_types::provider::SharedCredentialsProvider;
+use aws_sdk_secretsmanager::Client;
+use aws_sdk_secretsmanager::config::{AppName, Builder, Region, SharedHttpClient};
+use aws_smithy_http_client::tls::{Provider, TlsContext, TrustStore, rustls_provider::CryptoMode};
+use tokio::sync::Mutex;
+use tokio::time::Instant;
+
+use super::AwsOptions;
+use crate::secret::SecretKey;
+use crate::source::SourceError;
+
+/// A client, or the failure to make one, is not made anew before this time has passed.
+pub(super) const MIN_RENEWAL: Duration = Duration::from_secs(5);
+
+const NO_REGION: &str = "no AWS region is known for this name: set [aws] region, the group's region or AWS_REGION, \
+     or ask by ARN, which names its region";
+
+/// A region and a role; `None` is the daemon's default.
+type Place = (Option<String>, Option<String>);
+
+/// The clients of all regions and roles.
+pub(super) struct Clients {
+    options: AwsOptions,
+    http: Result<Option<SharedHttpClient>, SourceError>,
+    /// In place of the SDK's own chain; for tests.
+    credentials: Option<SharedCredentialsProvider>,
+    places: StdMutex<HashMap<Place, Arc<Mutex<Made>>>>,
+}
+
+impl fmt::Debug for Clients {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Clients").finish_non_exhaustive()
+    }
+}
+
+/// The latest attempt to make a client.
+#[derive(Default)]
+struct Made {
+    outcome: Option<Result<Client, SourceError>>,
+    at: Option<Instant>,
+}
+
+impl Made {
+    /// Whether it is too early for another attempt.
+    fn is_recent(&self) -> bool {
+        self.at.is_some_and(|at| at.elapsed() < MIN_RENEWAL)
+    }
+}
+
+impl Clients {
+    pub(super) fn new(options: AwsOptions) -> Self {
+        let http = options.ca_bundle.clone().map(trusting).transpose();
+        Self { options, http, credentials: None, places: StdMutex::default() }
+    }
+
+    /// With parts that a test brings.
+    #[cfg(test)]
+    pub(super) fn with(
+        options: AwsOptions,
+        http: SharedHttpClient,
+        credentials: SharedCredentialsProvider,
+    ) -> Self {
+        let places = StdMutex::default();
+        Self { options, http: Ok(Some(http)), credentials: Some(credentials), places }
+    }
+
+    /// The client for a key's region and role. Many who ask at once wait for one to be made.
+    pub(super) async fn client(&self, key: &SecretKey) -> Result<Client, SourceError> {
+        let place = self.place(key);
+        let made = self.made(&place);
+        let mut made = made.lock().await;
+        let too_early = made.is_recent();
+        match &made.outcome {
+            Some(Ok(client)) => Ok(client.clone()),
+            Some(Err(error)) if too_early => Err(error.clone()),
+            _ => {
+                let outcome = self.make(&place).await;
+                *made = Made { outcome: Some(outcome.clone()), at: Some(Instant::now()) };
+                outcome
+            }
+        }
+    }
+
+    /// Forgets a client whose credentials were rejected, so that the next call loads them anew; at most
+    /// once per [`MIN_RENEWAL`].
+    pub(super) async fn renew(&self, key: &SecretKey) {
+        let made = self.made(&self.place(key));
+        let mut made = made.lock().await;
+        if !made.is_recent() {
+            made.outcome = None;
+        }
+    }
+
+    fn place(&self, key: &SecretKey) -> Place {
+        let region = key.region().or(self.options.region.as_deref()).map(str::to_owned);
+        let role = key.origin.role_arn.as_deref().or(self.options.role_arn.as_deref()).map(str::to_owned);
+        (region, role)
+    }
+
+    fn made(&self, place: &Place) -> Arc<Mutex<Made>> {
+        let mut places = self.places.lock().unwrap_or_else(PoisonError::into_inner);
+        Arc::clone(places.entry(place.clone()).or_default())
+    }
+
+    async fn make(&self, (region, role): &Place) -> Result<Client, SourceError> {
+        let base = self.base(region.clone()).await?;
+        let Some(region) = base.region().cloned() else {
+            return Err(SourceError::NoIdentity { advice: NO_REGION.to_owned() });
+        };
+        tracing::info!(region = %region, role = role.as_deref(), "using Secrets Manager");
+        let mut config = Builder::from(&base);
+        if let Some(role) = role {
+            let mut sts = base.to_builder();
+            if let Some(url) = &self.options.sts_endpoint_url {
+                sts.set_endpoint_url(Some(url.clone()));
+            }
+            let provider = AssumeRoleProvider::builder(role.as_str())
+                .session_name(env!("CARGO_PKG_NAME"))
+                .region(region)
+                .configure(&sts.build())
+                .build()
+                .await;
+            config = config.credentials_provider(provider);
+        }
+        Ok(Client::from_conf(config.build()))
+    }
+
+    /// What all clients of a region have in common.
+    async fn base(&self, region: Option<String>) -> Result<SdkConfig, SourceError> {
+        let options = &self.options;
+        // Without these the SDK waits for ever for an endpoint that accepts and never answers.
+        let timeouts = TimeoutConfig::builder()
+            .connect_timeout(options.connect_timeout)
+            .read_timeout(options.attempt_timeout)
+            .operation_attempt_timeout(options.attempt_timeout)
+            .operation_timeout(options.operation_timeout)
+            .build();
+        let mut loader = aws_config::defaults(BehaviorVersion::v2026_01_12())
+            .timeout_config(timeouts)
+            // Standard, not adaptive: that shares one limiter, and one throttled secret would slow all.
+            .retry_config(RetryConfig::standard().with_max_attempts(options.max_attempts));
+        if let Ok(name) = AppName::new(env!("CARGO_PKG_NAME")) {
+            loader = loader.app_name(name);
+        }
+        if let Some(http) = self.http.clone()? {
+            loader = loader.http_client(http);
+        }
+        if let Some(credentials) = self.credentials.clone() {
+            loader = loader.credentials_provider(credentials);
+        }
+        if let Some(profile) = &options.profile {
+            loader = loader.profile_name(profile);
+        }
+        if let Some(url) = &options.endpoint_url {
+            loader = loader.endpoint_url(url);
+        }
+        if let Some(region) = region {
+            loader = loader.region(Region::new(region));
+        }
+        Ok(loader.load().await)
+    }
+}
+
+/// An HTTP client that trusts these certificates and no others: `AWS_CA_BUNDLE`, which the SDK ignores.
+fn trusting(ca_bundle: Vec<u8>) -> Result<SharedHttpClient, SourceError> {
+    let trust = TrustStore::empty().with_pem_certificate(ca_bundle);
+    let context =
+        TlsContext::builder().with_trust_store(trust).build().map_err(|_| SourceError::NoIdentity {
+            advice: "AWS_CA_BUNDLE holds no usable certificates; it must name a file in PEM form".to_owned(),
+        })?;
+    let provider = Provider::Rustls(CryptoMode::AwsLc);
+    Ok(aws_smithy_http_client::Builder::new().tls_provider(provider).tls_context(context).build_https())
+}
