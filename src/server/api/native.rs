@@ -243,11 +243,11 @@ fn json(version: &SecretVersion, field: Option<&Bytes>) -> Bytes {
     Bytes::from_owner(rendered)
 }
 
-/// How the answer came about (RFC 9211).
+/// How the answer came about (RFC 9211). `ttl` and `Age` add up to the entry's whole lifetime.
 fn cache_status(hit_headers: &HitHeaders, answer: &Answer) -> HeaderValue {
-    let ttl = answer.held.policy.lifetimes.ttl;
+    let (ttl, age) = (answer.held.policy.lifetimes.ttl.as_secs(), answer.age.as_secs());
     let detail = match answer.served {
-        Served::Hit => return hit_headers.fresh_hit(ttl.saturating_sub(answer.age).as_secs()),
+        Served::Hit => return hit_headers.fresh_hit(ttl.saturating_sub(age)),
         Served::StaleWhileRevalidate => "stale-while-revalidate",
         Served::StaleIfError => "stale-if-error",
         Served::Fetched { forward, collapsed } => {
@@ -260,8 +260,8 @@ fn cache_status(hit_headers: &HitHeaders, answer: &Answer) -> HeaderValue {
             return rendered(&format!("smcached; fwd={reason}; stored{collapsed}"));
         }
     };
-    let overdue = answer.age.saturating_sub(ttl).as_secs();
-    rendered(&format!("smcached; hit; ttl=-{overdue}; detail={detail}"))
+    let sign = if age > ttl { "-" } else { "" };
+    rendered(&format!("smcached; hit; ttl={sign}{}; detail={detail}", age.abs_diff(ttl)))
 }
 
 /// The `Cache-Status` of a read that failed.

@@ -1,0 +1,18 @@
+//! The built binary, end to end: real sockets, real clients, and a Secrets Manager that counts.
+
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on says where")]
+
+#[path = "../support/mod.rs"]
+mod support;
+
+mod commands;
+mod contract;
+mod flyte;
+mod freshness;
+mod hostile;
+mod native_api;
+mod operations;
+mod process;
+
+/// The binary under test.
+const SMCACHED: &str = env!("CARGO_BIN_EXE_smcached");

@@ -1,0 +1,258 @@
+//! The built binary, run as an operator would, in a directory and on ports of its own.
+
+use std::fs::{self, File};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus, Output, Stdio};
+use std::time::Duration;
+
+use tempfile::TempDir;
+use tokio::time::{Instant, sleep};
+
+use super::client::{self, Address, Answer};
+use super::{eventually, free_port};
+
+const PATIENCE: Duration = Duration::from_secs(20);
+
+/// How a daemon is to be configured.
+#[derive(Debug, Clone, Default)]
+pub struct Setup {
+    /// The `[source]` and `[aws]` sections.
+    source: String,
+    /// Lines of `[cache]`.
+    cache: String,
+    /// Whole sections.
+    more: String,
+    /// Keys of the Unix listener.
+    unix: String,
+    /// Keys of the TCP listener in the place of its token file.
+    tcp: Option<String>,
+    environment: Vec<(String, String)>,
+}
+
+impl Setup {
+    /// Secrets from a file of this content.
+    pub fn with_file(secrets: &str) -> Self {
+        let mut setup =
+            Self { source: "[source]\nkind = \"file\"\npath = \"secrets.toml\"\n".into(), ..Self::default() };
+        setup.environment.push(("SECRETS".into(), secrets.into()));
+        setup
+    }
+
+    /// Secrets from an API at this URL, with static credentials.
+    pub fn with_aws(url: &str) -> Self {
+        let source = format!("[aws]\nregion = \"us-west-2\"\nendpoint_url = \"{url}\"\n");
+        let setup = Self { source, ..Self::default() };
+        setup.env("AWS_ACCESS_KEY_ID", "AKIAIOSFODNN7EXAMPLE").env("AWS_SECRET_ACCESS_KEY", "test")
+    }
+
+    /// More lines for `[aws]`.
+    pub fn aws(mut self, lines: &str) -> Self {
+        self.source.push_str(&format!("{lines}\n"));
+        self
+    }
+
+    /// Lines for `[cache]`.
+    pub fn cache(mut self, lines: &str) -> Self {
+        self.cache.push_str(&format!("{lines}\n"));
+        self
+    }
+
+    /// More sections.
+    pub fn section(mut self, text: &str) -> Self {
+        self.more.push_str(&format!("{text}\n"));
+        self
+    }
+
+    /// Keys for the Unix listener.
+    pub fn unix(mut self, lines: &str) -> Self {
+        self.unix.push_str(&format!("{lines}\n"));
+        self
+    }
+
+    /// Keys for the TCP listener, instead of its token file.
+    pub fn tcp(mut self, lines: &str) -> Self {
+        self.tcp = Some(lines.to_owned());
+        self
+    }
+
+    /// An environment variable.
+    pub fn env(mut self, name: &str, value: &str) -> Self {
+        self.environment.retain(|(known, _)| known != name);
+        self.environment.push((name.to_owned(), value.to_owned()));
+        self
+    }
+
+    /// Starts the daemon and waits until it is ready.
+    pub async fn start(self) -> Daemon {
+        let daemon = self.launch();
+        daemon.wait_ready().await;
+        daemon
+    }
+
+    /// Starts the daemon and waits for nothing.
+    pub fn launch(self) -> Daemon {
+        self.launch_in(tempfile::tempdir().unwrap())
+    }
+
+    /// As [`Setup::launch`], in a directory where things may lie already.
+    pub fn launch_in(self, directory: TempDir) -> Daemon {
+        let path = |name: &str| directory.path().join(name);
+        let (tcp_port, ops_port) = (free_port(), free_port());
+        let token = self.tcp.unwrap_or_else(|| "token_file = \"token\"".to_owned());
+        let config = format!(
+            "{}\n[cache]\n{}\n[[listener]]\nunix = \"s.sock\"\n{}\n[[listener]]\ntcp = \"127.0.0.1:{tcp_port}\"\n\
+             {token}\n[ops]\ntcp = \"127.0.0.1:{ops_port}\"\n[log]\nlevel = \"trace\"\n{}\n",
+            self.source, self.cache, self.unix, self.more
+        );
+        fs::write(path("smcached.toml"), config).unwrap();
+        for (_, secrets) in self.environment.iter().filter(|(name, _)| name == "SECRETS") {
+            fs::write(path("secrets.toml"), secrets).unwrap();
+        }
+        let mut command = smcached(directory.path());
+        command
+            .args(["serve", "--config", "smcached.toml"])
+            .envs(self.environment.into_iter().filter(|(name, _)| name != "SECRETS"))
+            .stdout(Stdio::null())
+            .stderr(File::create(path("log")).unwrap());
+        let process = command.spawn().unwrap();
+        Daemon { process, tcp_port, ops_port, directory: Some(directory) }
+    }
+}
+
+/// The binary, in a directory, with an environment that the tests' own cannot touch.
+pub fn smcached(directory: &Path) -> Command {
+    let mut command = Command::new(crate::SMCACHED);
+    command
+        .env_clear()
+        .env("HOME", directory)
+        .env("AWS_EC2_METADATA_DISABLED", "true")
+        .current_dir(directory);
+    command
+}
+
+/// A running daemon. Killed when dropped.
+pub struct Daemon {
+    process: Child,
+    tcp_port: u16,
+    ops_port: u16,
+    directory: Option<TempDir>,
+}
+
+impl Daemon {
+    pub fn unix(&self) -> Address {
+        Address::Unix(self.path("s.sock"))
+    }
+
+    pub fn tcp(&self) -> Address {
+        Address::Tcp(self.tcp_port)
+    }
+
+    pub fn ops(&self) -> Address {
+        Address::Tcp(self.ops_port)
+    }
+
+    pub fn tcp_port(&self) -> u16 {
+        self.tcp_port
+    }
+
+    pub fn pid(&self) -> u32 {
+        self.process.id()
+    }
+
+    /// A file in the daemon's directory.
+    pub fn path(&self, name: &str) -> PathBuf {
+        self.directory.as_ref().unwrap().path().join(name)
+    }
+
+    /// The token of the TCP listener.
+    pub fn token(&self) -> String {
+        fs::read_to_string(self.path("token")).unwrap()
+    }
+
+    /// All that it has logged.
+    pub fn log(&self) -> String {
+        fs::read_to_string(self.path("log")).unwrap()
+    }
+
+    /// One `GET` over the Unix socket.
+    pub async fn get(&self, path: &str) -> Answer {
+        self.get_with(path, &[]).await
+    }
+
+    /// One `GET` over the Unix socket, with headers.
+    pub async fn get_with(&self, path: &str, headers: &[(&str, &str)]) -> Answer {
+        client::get(&self.unix(), path, headers).await
+    }
+
+    /// A page of the ops listener.
+    pub async fn ops_page(&self, path: &str) -> Answer {
+        client::get(&self.ops(), path, &[]).await
+    }
+
+    /// The value of a metric, by its line up to the value; 0 if it is absent.
+    pub async fn metric(&self, line: &str) -> f64 {
+        let page = self.ops_page("/metrics").await;
+        let found = page
+            .text()
+            .lines()
+            .find_map(|known| known.strip_prefix(line)?.strip_prefix(' '))
+            .map(str::to_owned);
+        found.map_or(0.0, |value| value.parse().unwrap())
+    }
+
+    pub async fn wait_ready(&self) {
+        let ops = self.ops();
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            if let Ok(mut connection) = client::Connection::open(&ops).await
+                && connection.get("/readyz", &[]).await.is_ok_and(|answer| answer.status == 200)
+            {
+                return;
+            }
+            assert!(Instant::now() < deadline, "the daemon is not ready:\n{}", self.log());
+            sleep(Duration::from_millis(10)).await;
+        }
+    }
+
+    /// Sends it a signal, such as `TERM`.
+    pub fn signal(&self, name: &str) {
+        let status = Command::new("kill").arg(format!("-{name}")).arg(self.pid().to_string()).status();
+        assert!(status.unwrap().success());
+    }
+
+    /// Waits for its end.
+    pub async fn exit(&mut self) -> ExitStatus {
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            if let Some(status) = self.process.try_wait().unwrap() {
+                return status;
+            }
+            assert!(Instant::now() < deadline, "the daemon does not end:\n{}", self.log());
+            sleep(Duration::from_millis(5)).await;
+        }
+    }
+
+    /// Ends it in whatever way, and keeps its directory for another.
+    pub async fn into_directory(mut self, signal: &str) -> TempDir {
+        self.signal(signal);
+        self.exit().await;
+        self.directory.take().unwrap()
+    }
+
+    /// Runs a client command against it.
+    pub fn run(&self, arguments: &[&str]) -> Output {
+        smcached(self.directory.as_ref().unwrap().path()).args(arguments).output().unwrap()
+    }
+
+    /// Waits until the log has a line with this text.
+    pub async fn logs(&self, text: &str) {
+        eventually(&format!("a log line with {text:?}"), PATIENCE, async || self.log().contains(text)).await;
+    }
+}
+
+impl Drop for Daemon {
+    fn drop(&mut self) {
+        let _ = self.process.kill();
+        let _ = self.process.wait();
+    }
+}

@@ -1,0 +1,45 @@
+//! What tests of the whole share: a Secrets Manager to talk to, a daemon to test, clients to ask it.
+//!
+//! Every wait has a deadline and says what it waited for. Nothing here sleeps to be safe.
+
+#![allow(dead_code, reason = "each user of the rig takes what it needs")]
+#![allow(unreachable_pub, reason = "included by more than one test binary")]
+#![allow(clippy::large_futures, reason = "buffers on the stack of a test hurt nobody")]
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on says where")]
+
+pub mod client;
+pub mod daemon;
+pub mod fake_aws;
+pub mod moto;
+
+use std::net::{Ipv4Addr, TcpListener};
+use std::path::PathBuf;
+use std::time::Duration;
+
+use tokio::time::{Instant, sleep};
+
+/// The account and region of ARNs in tests.
+pub const ARN: &str = "arn:aws:secretsmanager:us-west-2:123456789012:secret:";
+
+/// Waits until `holds` does; panics with `what` after `patience`.
+pub async fn eventually<F: Future<Output = bool>>(
+    what: &str,
+    patience: Duration,
+    mut holds: impl FnMut() -> F,
+) {
+    let deadline = Instant::now() + patience;
+    while !holds().await {
+        assert!(Instant::now() < deadline, "waited {patience:?} in vain: {what}");
+        sleep(Duration::from_millis(10)).await;
+    }
+}
+
+/// A TCP port that nobody uses at this moment.
+pub fn free_port() -> u16 {
+    TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap().local_addr().unwrap().port()
+}
+
+/// A path in the repository.
+pub fn in_repository(path: &str) -> PathBuf {
+    PathBuf::from(env!("CARGO_MANIFEST_DIR")).join(path)
+}
