@@ -144,7 +144,7 @@ impl Connection {
     }
 
     async fn fill(&mut self) -> std::io::Result<usize> {
-        let mut chunk = [0; 16 << 10];
+        let mut chunk = vec![0; 16 << 10];
         let count = self.stream.read(&mut chunk).await?;
         self.read.extend_from_slice(&chunk[..count]);
         Ok(count)

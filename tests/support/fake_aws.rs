@@ -247,7 +247,7 @@ fn faulty(fault: Fault, answer: &Value) -> (u16, &'static str, String) {
 }
 
 async fn next_request(stream: &mut TcpStream, read: &mut Vec<u8>) -> Option<(String, Value)> {
-    let mut chunk = [0; 8 << 10];
+    let mut chunk = vec![0; 8 << 10];
     loop {
         if let Some(at) = read.windows(4).position(|window| window == b"\r\n\r\n") {
             let head = String::from_utf8_lossy(&read[..at]).into_owned();

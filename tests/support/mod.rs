@@ -4,7 +4,6 @@
 
 #![allow(dead_code, reason = "each user of the rig takes what it needs")]
 #![allow(unreachable_pub, reason = "included by more than one test binary")]
-#![allow(clippy::large_futures, reason = "buffers on the stack of a test hurt nobody")]
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on says where")]
 
 pub mod client;

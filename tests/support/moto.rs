@@ -27,7 +27,7 @@ impl Moto {
             .spawn()
             .unwrap();
         let moto = Self { process, port };
-        eventually("moto answers", Duration::from_secs(60), async || {
+        eventually("moto answers", Duration::from_mins(1), async || {
             Connection::open(&Address::Tcp(port)).await.is_ok()
         })
         .await;
