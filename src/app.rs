@@ -3,6 +3,7 @@
 //! Every part gets what it needs from here as an argument; there are no globals.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use thiserror::Error;
 use tokio::time::timeout;
@@ -19,6 +20,9 @@ use crate::server::{SecretService, Shared};
 use crate::source::SecretSource;
 use crate::source::aws::{AwsOptions, AwsSource};
 use crate::source::file::{FileSource, FileSourceError};
+
+/// The longest that the AWS SDK may look for an identity, whatever `fetch_timeout` is: its own default.
+const MAX_IDENTITY_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Why the process ends otherwise than as told.
 #[derive(Debug, Error)]
@@ -186,6 +190,7 @@ fn source(
                 connect_timeout: aws.connect_timeout,
                 attempt_timeout: aws.attempt_timeout,
                 operation_timeout: cache_options(config).flight_timeout(),
+                identity_timeout: config.cache.fetch_timeout.mul_f64(0.7).min(MAX_IDENTITY_TIMEOUT),
                 max_attempts: aws.max_attempts,
                 ca_bundle: environment.ca_bundle()?,
             };

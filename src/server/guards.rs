@@ -39,7 +39,8 @@ impl Guards {
                 Problem::malformed("Content-Length and Transfer-Encoding exclude each other").closing()
             );
         }
-        if !request.body().is_end_stream() {
+        // A method that may have a body is refused for itself.
+        if matches!(*request.method(), Method::GET | Method::HEAD) && !request.body().is_end_stream() {
             return Err(Problem::unexpected_body().closing());
         }
         let target = request.uri().path_and_query().map_or(0, |target| target.as_str().len());

@@ -63,7 +63,7 @@ async fn check(whose: Whose, port: u16, arn: &str) {
 
 #[tokio::test]
 async fn the_fake_answers_as_aws_does() {
-    let aws = FakeAws::start().await;
+    let aws = FakeAws::start();
     aws.put("db", "old");
     aws.put("db", "new");
     aws.put("gone", "x");

@@ -32,7 +32,7 @@ async fn an_arn_group_and_key_are_served_over_ttls_and_rotations_with_get_secret
         assert_eq!(daemon.get(&path).await.text(), "one");
     }
     let calls = "smcached_upstream_requests_total{operation=\"GetSecretValue\",result=\"success\"}";
-    assert!(daemon.metric(calls).await >= 3.0, "it was refreshed over several ttls");
+    assert!(daemon.metric(calls).await >= 3, "it was refreshed over several ttls");
 
     moto.allow_all().await;
     moto.call("PutSecretValue", json!({ "SecretId": "MySecret", "SecretString": "two" })).await;

@@ -47,13 +47,10 @@ async fn ambiguous_or_malformed_requests_never_get_a_secret() {
     for (what, bytes) in cases {
         let mut connection = Connection::open(&daemon.tcp()).await.unwrap();
         connection.send(bytes.as_bytes()).await.unwrap();
-        match connection.answer(false).await {
-            Ok(Some(answer)) => {
-                assert!((400..500).contains(&answer.status) || answer.status == 505, "{what}: {answer:?}");
-                assert!(!String::from_utf8_lossy(&answer.body).contains("hunter2"), "{what}");
-            }
-            // Closed without a word, which HTTP allows for what is not HTTP.
-            Ok(None) | Err(_) => {}
+        // Or the connection is closed without a word, which HTTP allows for what is not HTTP.
+        if let Ok(Some(answer)) = connection.answer(false).await {
+            assert!((400..500).contains(&answer.status) || answer.status == 505, "{what}: {answer:?}");
+            assert!(!String::from_utf8_lossy(&answer.body).contains("hunter2"), "{what}");
         }
         assert_eq!(daemon.get("/secret/a/b").await.text(), "hunter2", "after {what}");
     }

@@ -43,16 +43,16 @@ async fn requests_are_counted_by_what_became_of_them() {
         daemon.metric(&line).await
     };
     // The name belongs to the group however it was spelt.
-    assert_eq!((count("team", "miss").await, count("team", "hit").await), (2.0, 2.0));
-    assert_eq!(count("team", "negative").await, 1.0);
-    assert_eq!(count("default", "miss").await, 0.0);
+    assert_eq!((count("team", "miss").await, count("team", "hit").await), (2, 2));
+    assert_eq!(count("team", "negative").await, 1);
+    assert_eq!(count("default", "miss").await, 0);
     let upstream = "smcached_upstream_requests_total{operation=\"ReadFile\",result=";
-    assert_eq!(daemon.metric(&format!("{upstream}\"success\"}}")).await, 1.0);
-    assert_eq!(daemon.metric(&format!("{upstream}\"not_found\"}}")).await, 1.0);
+    assert_eq!(daemon.metric(&format!("{upstream}\"success\"}}")).await, 1);
+    assert_eq!(daemon.metric(&format!("{upstream}\"not_found\"}}")).await, 1);
     let listener = format!("unix:{}", "s.sock");
     let requests = format!("smcached_http_requests_total{{listener=\"{listener}\",route=\"secret\",status=");
-    assert_eq!(daemon.metric(&format!("{requests}\"200\"}}")).await, 3.0);
-    assert_eq!(daemon.metric(&format!("{requests}\"404\"}}")).await, 2.0);
+    assert_eq!(daemon.metric(&format!("{requests}\"200\"}}")).await, 3);
+    assert_eq!(daemon.metric(&format!("{requests}\"404\"}}")).await, 2);
 }
 
 #[tokio::test]

@@ -53,7 +53,7 @@ async fn a_live_socket_or_a_file_in_its_place_is_refused_with_a_clear_error() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn sigterm_under_load_loses_no_request() {
-    let aws = FakeAws::start().await;
+    let aws = FakeAws::start();
     aws.put("db", "x");
     aws.put("slow", "y");
     let mut daemon = Setup::with_aws(&aws.url()).start().await;
@@ -97,7 +97,7 @@ async fn sigterm_under_load_loses_no_request() {
 
 #[tokio::test]
 async fn while_it_ends_it_is_not_ready_and_a_second_signal_ends_it_at_once() {
-    let aws = FakeAws::start().await;
+    let aws = FakeAws::start();
     aws.put("slow", "y");
     aws.set_latency(Duration::from_secs(30));
     let mut daemon = Setup::with_aws(&aws.url()).cache("fetch_timeout = \"20s\"").start().await;
@@ -113,8 +113,16 @@ async fn while_it_ends_it_is_not_ready_and_a_second_signal_ends_it_at_once() {
 }
 
 #[tokio::test]
+async fn a_hangup_ends_nothing() {
+    let daemon = Setup::with_file(SECRETS).start().await;
+    daemon.signal("HUP");
+    daemon.logs("SIGHUP changes nothing").await;
+    assert_eq!(daemon.get("/secret/a/b").await.text(), "hunter2");
+}
+
+#[tokio::test]
 async fn what_does_not_finish_within_the_deadline_is_cut_off() {
-    let aws = FakeAws::start().await;
+    let aws = FakeAws::start();
     aws.put("slow", "y");
     aws.set_latency(Duration::from_secs(30));
     let setup = Setup::with_aws(&aws.url()).cache("fetch_timeout = \"20s\"");

@@ -189,15 +189,15 @@ impl Daemon {
         client::get(&self.ops(), path, &[]).await
     }
 
-    /// The value of a metric, by its line up to the value; 0 if it is absent.
-    pub async fn metric(&self, line: &str) -> f64 {
+    /// The value of a metric that is a whole number, by its line up to the value; 0 if it is absent.
+    pub async fn metric(&self, line: &str) -> u64 {
         let page = self.ops_page("/metrics").await;
         let found = page
             .text()
             .lines()
             .find_map(|known| known.strip_prefix(line)?.strip_prefix(' '))
             .map(str::to_owned);
-        found.map_or(0.0, |value| value.parse().unwrap())
+        found.map_or(0, |value| value.parse().unwrap())
     }
 
     pub async fn wait_ready(&self) {

@@ -92,9 +92,9 @@ impl From<&str> for Stored {
 
 impl FakeAws {
     /// Starts on a free port of loopback.
-    pub async fn start() -> Self {
+    pub fn start() -> Self {
         let fake = Self { port: super::free_port(), state: Arc::default(), server: Mutex::default() };
-        fake.listen().await;
+        fake.listen();
         fake
     }
 
@@ -163,7 +163,7 @@ impl FakeAws {
     }
 
     /// Listens again, on the same port.
-    pub async fn listen(&self) {
+    pub fn listen(&self) {
         let socket = TcpSocket::new_v4().unwrap();
         socket.set_reuseaddr(true).unwrap();
         socket.bind(SocketAddr::from(([127, 0, 0, 1], self.port))).unwrap();

@@ -54,6 +54,10 @@ const NO_CREDENTIALS: &str = "the daemon has no AWS credentials: give its pod an
 const CREDENTIALS_FAILED: &str = "the daemon's AWS credentials could not be loaded: check that the role exists and \
      trusts the daemon, that STS or the credentials endpoint can be reached, and the shared configuration";
 
+const CREDENTIALS_SLOW: &str = "no AWS credentials were found in time: check that STS or the credentials endpoint can be \
+     reached; if the daemon has no identity, give its pod an IAM role (EKS Pod Identity or IRSA), its host an instance or \
+     task role, or set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or [aws] profile";
+
 /// What the error means.
 pub(super) fn classify(error: &SdkError<GetSecretValueError, HttpResponse>) -> SourceError {
     match error {
@@ -143,6 +147,7 @@ fn credentials_error<'a>(error: &'a (dyn Error + 'static)) -> Option<&'a Credent
 fn no_identity(error: &CredentialsError) -> SourceError {
     let advice = match error {
         CredentialsError::CredentialsNotLoaded(_) => NO_CREDENTIALS,
+        CredentialsError::ProviderTimedOut(_) => CREDENTIALS_SLOW,
         _ => CREDENTIALS_FAILED,
     };
     SourceError::NoIdentity { advice: advice.to_owned() }

@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use aws_config::BehaviorVersion;
 use aws_config::SdkConfig;
+use aws_config::identity::IdentityCache;
 use aws_config::retry::RetryConfig;
 use aws_config::sts::AssumeRoleProvider;
 use aws_config::timeout::TimeoutConfig;
@@ -16,7 +17,7 @@ use aws_sdk_secretsmanager::Client;
 use aws_sdk_secretsmanager::config::{AppName, Builder, Region, SharedHttpClient};
 use aws_smithy_http_client::tls::{Provider, TlsContext, TrustStore, rustls_provider::CryptoMode};
 use tokio::sync::Mutex;
-use tokio::time::Instant;
+use tokio::time::{Instant, timeout};
 
 use super::AwsOptions;
 use crate::secret::SecretKey;
@@ -170,7 +171,9 @@ impl Clients {
         if let Some(region) = region {
             loader = loader.region(Region::new(region));
         }
-        Ok(loader.load().await)
+        let identities = IdentityCache::lazy().load_timeout(options.identity_timeout).build();
+        let loading = timeout(options.identity_timeout, loader.identity_cache(identities).load());
+        loading.await.map_err(|_| SourceError::NoIdentity { advice: NO_REGION.to_owned() })
     }
 }
 

@@ -38,6 +38,9 @@ pub struct AwsOptions {
     pub attempt_timeout: Duration,
     /// The longest that a call may take, retries included.
     pub operation_timeout: Duration,
+    /// The longest that the SDK's chain may look for a region, or for credentials: less than a reader
+    /// waits, so that the reader is told what is missing.
+    pub identity_timeout: Duration,
     /// The most attempts of a call that a reader waits for.
     pub max_attempts: u32,
     /// Certificates to trust instead of the system's, in PEM form.

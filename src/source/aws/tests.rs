@@ -23,6 +23,7 @@ fn options() -> AwsOptions {
         connect_timeout: Duration::from_secs(1),
         attempt_timeout: Duration::from_secs(3),
         operation_timeout: Duration::from_secs(5),
+        identity_timeout: Duration::from_secs(2),
         max_attempts: 3,
         ca_bundle: None,
     }

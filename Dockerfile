@@ -1,0 +1,17 @@
+# Both base images can be replaced by local ones: --build-arg BUILD_BASE=.. --build-arg RUNTIME_BASE=..
+ARG BUILD_BASE=docker.io/library/rust:1.95-bookworm
+ARG RUNTIME_BASE=gcr.io/distroless/cc-debian12:nonroot
+
+FROM ${BUILD_BASE} AS build
+WORKDIR /build
+COPY Cargo.toml Cargo.lock ./
+COPY src src
+COPY benches benches
+RUN cargo build --profile dist --locked --bin smcached
+
+FROM ${RUNTIME_BASE}
+COPY --from=build /build/target/dist/smcached /usr/local/bin/smcached
+USER 65532:65532
+HEALTHCHECK --interval=10s --timeout=3s --start-period=15s CMD ["/usr/local/bin/smcached", "healthcheck"]
+ENTRYPOINT ["/usr/local/bin/smcached"]
+CMD ["serve"]
