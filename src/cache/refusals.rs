@@ -11,8 +11,11 @@ use tokio::time::Instant;
 use crate::secret::SecretKey;
 use crate::source::SourceError;
 
-/// The most refusals that are remembered.
-const MAX_REFUSALS: u64 = 10_000;
+/// The bytes that remembered refusals may take, names included.
+const MAX_BYTES: u64 = 4 << 20;
+
+/// What one takes besides its name, roughly.
+const PARTS: usize = 256;
 
 /// A remembered refusal.
 #[derive(Debug, Clone)]
@@ -31,8 +34,13 @@ pub(super) struct Refusals {
 impl Refusals {
     /// Remembers for `ttl`; zero remembers nothing.
     pub(super) fn new(ttl: Duration) -> Self {
-        let refusals =
-            Cache::builder().max_capacity(MAX_REFUSALS).eviction_policy(EvictionPolicy::lru()).build();
+        let refusals = Cache::builder()
+            .max_capacity(MAX_BYTES)
+            .weigher(|key: &SecretKey, _: &Refusal| {
+                u32::try_from(PARTS + key.id.as_str().len()).unwrap_or(u32::MAX)
+            })
+            .eviction_policy(EvictionPolicy::lru())
+            .build();
         Self { refusals, ttl }
     }
 

@@ -82,7 +82,7 @@ impl EntryClock {
 /// How long after a fetch an entry in use is refreshed: a random point in the last quarter of `ttl`, so
 /// that a fleet does not refresh in step, and early enough that the value is back before `ttl` ends.
 pub(super) fn refresh_ahead(ttl: Duration, random: f64) -> Duration {
-    ttl.mul_f64(0.75 + 0.2 * random.clamp(0.0, 1.0))
+    ttl.mul_f64(0.75 + 0.15 * random.clamp(0.0, 1.0))
 }
 
 /// How long to wait after `failures` failures in a row: exponential, capped, jittered over its upper

@@ -227,7 +227,7 @@ async fn an_entry_in_use_never_goes_stale_and_costs_one_call_a_ttl() {
         pass(SECOND / 2).await;
         assert_eq!(rig.read("team-a/db").await.unwrap().served, Served::Hit);
     }
-    // 1,000 s at one refresh every 75 to 95 s.
+    // 1,000 s at one refresh every 75 to 90 s.
     assert!((11..=14).contains(&rig.source.calls()), "{} calls", rig.source.calls());
 }
 

@@ -6,7 +6,7 @@ use std::time::Duration;
 use toml::{Table, Value};
 
 use super::units::{show_duration, show_size};
-use super::{Bind, Config, ListenerConfig, LogFormat, LogLevel, SourceConfig, TokenConfig};
+use super::{Batch, Bind, Config, ListenerConfig, LogFormat, LogLevel, SourceConfig, TokenConfig};
 use crate::secret::Unlisted;
 
 impl Config {
@@ -41,6 +41,7 @@ impl Config {
             ("unlisted_groups", Some(unlisted(cache.unlisted_groups).into())),
         ]);
         let refresh = table([
+            ("batch", Some(batch(self.refresh.batch).into())),
             ("max_concurrency", Some(self.refresh.max_concurrency.into())),
             ("rate", Some(self.refresh.rate.into())),
         ]);
@@ -140,6 +141,13 @@ fn unlisted(unlisted: Unlisted) -> &'static str {
     match unlisted {
         Unlisted::Allow => "allow",
         Unlisted::Deny => "deny",
+    }
+}
+
+fn batch(batch: Batch) -> &'static str {
+    match batch {
+        Batch::Auto => "auto",
+        Batch::Off => "off",
     }
 }
 

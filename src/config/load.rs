@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use super::units::{self, DURATION, SIZE};
 use super::{
-    AwsConfig, Bind, CacheConfig, Config, DEFAULT_TOKEN_FILE, GroupConfig, ListenerConfig, LogConfig,
+    AwsConfig, Batch, Bind, CacheConfig, Config, DEFAULT_TOKEN_FILE, GroupConfig, ListenerConfig, LogConfig,
     LogFormat, LogLevel, OpsConfig, RefreshConfig, ServerConfig, SourceConfig, TokenConfig,
 };
 use crate::document::{Entry, Section, Value};
@@ -118,7 +118,13 @@ fn cache(section: &Section<'_>, default: &CacheConfig) -> CacheConfig {
 }
 
 fn refresh(section: &Section<'_>, default: &RefreshConfig) -> RefreshConfig {
+    let batch = |value: Value<'_>| match value.text()? {
+        "auto" => Some(Batch::Auto),
+        "off" => Some(Batch::Off),
+        _ => None,
+    };
     let refresh = RefreshConfig {
+        batch: section.get("batch", "\"auto\" or \"off\"", batch).unwrap_or(default.batch),
         max_concurrency: number(section, "max_concurrency", 1, 1000).unwrap_or(default.max_concurrency),
         rate: number(section, "rate", 1, 10_000).unwrap_or(default.rate),
     };

@@ -111,13 +111,24 @@ pub struct CacheConfig {
     pub unlisted_groups: Unlisted,
 }
 
-/// Bounds on calls to AWS.
+/// How AWS is called.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct RefreshConfig {
+    /// Whether refreshes may share calls.
+    pub batch: Batch,
     /// The most at a time.
     pub max_concurrency: u32,
     /// The most a second.
     pub rate: u32,
+}
+
+/// Whether refreshes may share calls.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Batch {
+    /// Where that is possible. This version makes one call a secret all the same.
+    Auto,
+    /// Never.
+    Off,
 }
 
 /// Bounds on connections, of every listener.
@@ -249,7 +260,7 @@ impl Default for Config {
             source: SourceConfig::Aws,
             aws: AwsConfig::default(),
             cache: CacheConfig::default(),
-            refresh: RefreshConfig { max_concurrency: 16, rate: 50 },
+            refresh: RefreshConfig { batch: Batch::Auto, max_concurrency: 16, rate: 50 },
             server: ServerConfig {
                 max_connections: 4096,
                 idle_timeout: Duration::from_mins(1),

@@ -17,11 +17,12 @@ pub struct Moto {
 
 impl Moto {
     pub async fn start() -> Self {
-        let program = in_repository("target/python/bin/moto_server");
+        let program = in_repository("target/python/bin/python");
         assert!(program.exists(), "{} is missing; tests/run installs it", program.display());
         let port = free_port();
         let process = Command::new(program)
-            .args(["--host", "127.0.0.1", "--port", &port.to_string()])
+            // By module: a script of the virtual environment breaks when the repository is moved.
+            .args(["-m", "moto.server", "--host", "127.0.0.1", "--port", &port.to_string()])
             .stdout(Stdio::null())
             .stderr(Stdio::null())
             .spawn()

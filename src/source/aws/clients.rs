@@ -152,7 +152,7 @@ impl Clients {
         let mut loader = aws_config::defaults(BehaviorVersion::v2026_01_12())
             .timeout_config(timeouts)
             // Standard, not adaptive: that shares one limiter, and one throttled secret would slow all.
-            .retry_config(RetryConfig::standard().with_max_attempts(options.max_attempts));
+            .retry_config(retries(options.max_attempts));
         if let Ok(name) = AppName::new(env!("CARGO_PKG_NAME")) {
             loader = loader.app_name(name);
         }
@@ -175,6 +175,12 @@ impl Clients {
         let loading = timeout(options.identity_timeout, loader.identity_cache(identities).load());
         loading.await.map_err(|_| SourceError::NoIdentity { advice: NO_REGION.to_owned() })
     }
+}
+
+/// Retries with pauses of at most 200 and then 400 ms: somebody may be waiting, and the SDK's own first pause
+/// of up to a second would outlast them.
+pub(super) fn retries(max_attempts: u32) -> RetryConfig {
+    RetryConfig::standard().with_max_attempts(max_attempts).with_initial_backoff(Duration::from_millis(200))
 }
 
 /// An HTTP client that trusts these certificates and no others: `AWS_CA_BUNDLE`, which the SDK ignores.

@@ -11,11 +11,10 @@ mod tests;
 use std::time::{Duration, SystemTime};
 
 use aws_sdk_secretsmanager::config::Config;
-use aws_sdk_secretsmanager::config::retry::RetryConfig;
 use aws_sdk_secretsmanager::operation::get_secret_value::GetSecretValueOutput;
 
 use self::classify::classify;
-use self::clients::Clients;
+use self::clients::{Clients, retries};
 use super::{Fetching, SecretSource, SourceError, Urgency};
 use crate::secret::{SecretKey, SecretValue, SecretVersion};
 
@@ -79,9 +78,7 @@ impl AwsSource {
             .set_version_id(key.selector.id().map(str::to_owned))
             .set_version_stage(key.selector.stage().map(str::to_owned))
             .customize()
-            .config_override(
-                Config::builder().retry_config(RetryConfig::standard().with_max_attempts(attempts)),
-            )
+            .config_override(Config::builder().retry_config(retries(attempts)))
             .send()
             .await;
         match answer.map_err(|error| classify(&error)) {
