@@ -13,8 +13,9 @@ use super::{
 use crate::document::{Entry, Section, Value};
 use crate::secret::{SecretId, SecretPath, Unlisted};
 
-/// The longest path of a Unix socket (`sun_path` of unix(7), less the final NUL).
-const MAX_SOCKET_PATH: usize = 107;
+/// The longest path of a Unix socket: `sun_path` of unix(7), less the final NUL and the mark under which it is
+/// bound before it is renamed into place.
+const MAX_SOCKET_PATH: usize = 106;
 
 /// Reads all sections. Absent keys have their defaults; wrong ones are complained about.
 pub(super) fn config(root: &Section<'_>) -> Option<Config> {
@@ -202,7 +203,7 @@ fn groups(root: &Section<'_>) -> BTreeMap<String, GroupConfig> {
 }
 
 fn listener(section: &Section<'_>) -> Option<ListenerConfig> {
-    let unix = section.entry("unix", "the path of a socket, of at most 107 bytes", socket_path);
+    let unix = section.entry("unix", "the path of a socket, of at most 106 bytes", socket_path);
     let tcp = section.entry("tcp", "an address such as \"127.0.0.1:2773\"", address);
     let mode = section.entry("mode", "octal permissions such as \"0660\"", mode);
     let owner = section.entry("owner", "a user's name or number", word);

@@ -61,6 +61,7 @@ async fn every_spelling_of_a_secret_shares_one_value() {
         assert_eq!(daemon.get(&format!("/secret/{ARN}/team-a/db")).await.text(), "x");
     }
     assert_eq!(aws.calls(), 2, "an ARN without its six characters costs one call, once");
+    assert_eq!(aws.actions(), ["GetSecretValue"]);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

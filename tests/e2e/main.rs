@@ -10,6 +10,7 @@ mod contract;
 mod flyte;
 mod freshness;
 mod hostile;
+mod identity;
 mod native_api;
 mod operations;
 mod process;

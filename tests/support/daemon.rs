@@ -27,15 +27,15 @@ pub struct Setup {
     /// Keys of the TCP listener in the place of its token file.
     tcp: Option<String>,
     environment: Vec<(String, String)>,
+    /// Names and contents of files in the daemon's directory.
+    files: Vec<(String, String)>,
 }
 
 impl Setup {
     /// Secrets from a file of this content.
     pub fn with_file(secrets: &str) -> Self {
-        let mut setup =
-            Self { source: "[source]\nkind = \"file\"\npath = \"secrets.toml\"\n".into(), ..Self::default() };
-        setup.environment.push(("SECRETS".into(), secrets.into()));
-        setup
+        let source = "[source]\nkind = \"file\"\npath = \"secrets.toml\"\n".to_owned();
+        Self { source, ..Self::default() }.file("secrets.toml", secrets)
     }
 
     /// Secrets from an API at this URL, with static credentials.
@@ -48,6 +48,17 @@ impl Setup {
     /// More lines for `[aws]`.
     pub fn aws(mut self, lines: &str) -> Self {
         self.source.push_str(&format!("{lines}\n"));
+        self
+    }
+
+    /// Without this key of `[aws]`.
+    pub fn without(mut self, key: &str) -> Self {
+        self.source = self
+            .source
+            .lines()
+            .filter(|line| !line.starts_with(key))
+            .map(|line| format!("{line}\n"))
+            .collect();
         self
     }
 
@@ -72,6 +83,12 @@ impl Setup {
     /// Keys for the TCP listener, instead of its token file.
     pub fn tcp(mut self, lines: &str) -> Self {
         self.tcp = Some(lines.to_owned());
+        self
+    }
+
+    /// A file in the daemon's directory, which is its home and working directory.
+    pub fn file(mut self, name: &str, content: &str) -> Self {
+        self.files.push((name.to_owned(), content.to_owned()));
         self
     }
 
@@ -105,13 +122,14 @@ impl Setup {
             self.source, self.cache, self.unix, self.more
         );
         fs::write(path("smcached.toml"), config).unwrap();
-        for (_, secrets) in self.environment.iter().filter(|(name, _)| name == "SECRETS") {
-            fs::write(path("secrets.toml"), secrets).unwrap();
+        for (name, content) in &self.files {
+            fs::create_dir_all(path(name).parent().unwrap()).unwrap();
+            fs::write(path(name), content).unwrap();
         }
         let mut command = smcached(directory.path());
         command
             .args(["serve", "--config", "smcached.toml"])
-            .envs(self.environment.into_iter().filter(|(name, _)| name != "SECRETS"))
+            .envs(self.environment)
             .stdout(Stdio::null())
             .stderr(File::create(path("log")).unwrap());
         let process = command.spawn().unwrap();

@@ -1,6 +1,7 @@
 //! moto: an independent implementation of the Secrets Manager API, pinned in `requirements.txt` and
 //! installed by `tests/run`.
 
+use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
@@ -17,12 +18,23 @@ pub struct Moto {
 
 impl Moto {
     pub async fn start() -> Self {
+        Self::start_with(&[]).await
+    }
+
+    /// With TLS, by this certificate and key.
+    pub async fn start_tls(certificate: &Path, key: &Path) -> Self {
+        let path = |path: &Path| path.to_str().unwrap().to_owned();
+        Self::start_with(&["--ssl-cert", &path(certificate), "--ssl-key", &path(key)]).await
+    }
+
+    async fn start_with(arguments: &[&str]) -> Self {
         let program = in_repository("target/python/bin/python");
         assert!(program.exists(), "{} is missing; tests/run installs it", program.display());
         let port = free_port();
         let process = Command::new(program)
             // By module: a script of the virtual environment breaks when the repository is moved.
             .args(["-m", "moto.server", "--host", "127.0.0.1", "--port", &port.to_string()])
+            .args(arguments)
             .stdout(Stdio::null())
             .stderr(Stdio::null())
             .spawn()
