@@ -15,7 +15,7 @@
 //! - [`server`], [`ops`]: the routes of the secret listeners and of the ops listener.
 //! - [`lifecycle`]: readiness, supervised tasks, signals, drain.
 //! - [`config`], [`metrics`], [`telemetry`]: what is configured, counted and logged; [`document`]: strict
-//!   reading of TOML files.
+//!   reading of TOML files; [`file_watch`]: noticing that a file changed.
 //! - [`app`]: builds the parts and owns the order of start and end; [`cli`]: the commands.
 //!
 //! Imports point one way; `tests/architecture.rs` holds the map and fails on any other arrow.
@@ -26,6 +26,7 @@ pub mod cache;
 pub mod cli;
 pub mod config;
 pub mod document;
+pub mod file_watch;
 pub mod lifecycle;
 pub mod metrics;
 pub mod net;

@@ -2,7 +2,7 @@
 
 use std::fs::{self, OpenOptions, Permissions};
 use std::io::{self, Write};
-use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt};
+use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -12,8 +12,9 @@ use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use subtle::ConstantTimeEq;
 use thiserror::Error;
-use tokio::time::sleep;
 use zeroize::Zeroizing;
+
+use crate::file_watch::FileWatch;
 
 /// Random bytes in a token that the daemon makes.
 const TOKEN_BYTES: usize = 32;
@@ -80,29 +81,17 @@ impl TokenFile {
 
     /// Rereads the file when it changes, for ever. A file that is gone or empty changes nothing.
     pub async fn watch(self: Arc<Self>) {
-        let mut known = self.identity();
+        let mut file = FileWatch::new(&self.path, POLL_INTERVAL);
         loop {
-            sleep(POLL_INTERVAL).await;
-            let now = self.identity();
-            if now == known {
-                continue;
-            }
-            known = now;
-            let path = self.path.display();
+            file.changed().await;
             match read(&self.path) {
                 Ok(token) => {
                     self.token.store(Arc::new(token));
-                    tracing::info!(%path, "the token was reread");
+                    tracing::info!(path = %self.path.display(), "the token was reread");
                 }
                 Err(error) => tracing::warn!(%error, "the token cannot be reread; the old one stays valid"),
             }
         }
-    }
-
-    /// What changes when the file does.
-    fn identity(&self) -> Option<(u64, u64, i64, i64, u64)> {
-        let found = fs::metadata(&self.path).ok()?;
-        Some((found.dev(), found.ino(), found.mtime(), found.mtime_nsec(), found.size()))
     }
 }
 
@@ -147,6 +136,10 @@ fn create(path: &Path) -> Result<(), TokenError> {
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::fs::MetadataExt;
+
+    use tokio::time::sleep;
+
     use super::*;
 
     #[test]

@@ -4,19 +4,18 @@
 mod parse;
 
 use std::fs;
-use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use thiserror::Error;
 use tokio::sync::watch;
-use tokio::time::sleep;
 use zeroize::Zeroizing;
 
 use self::parse::{Snapshot, VersionIds};
 use super::{Fetching, SecretSource, SourceError, Urgency};
 use crate::document::Complaints;
+use crate::file_watch::FileWatch;
 use crate::secret::{SecretKey, SecretVersion};
 
 /// How often the file is looked at.
@@ -56,19 +55,12 @@ impl FileSource {
         Ok(Self { path: path.to_owned(), version_ids, snapshot: ArcSwap::from_pointee(snapshot), changes })
     }
 
-    /// Rereads the file whenever it changes, for ever.
-    ///
-    /// Polls: that sees a rename, a symlink swapped as Kubernetes does and an edit over a network file
-    /// system alike. The file is small, so reading it on the runtime's own thread holds nobody up.
+    /// Rereads the file whenever it changes, for ever. The file is small, so reading it on the runtime's own
+    /// thread holds nobody up.
     pub async fn run(&self) {
-        let mut known = self.identity();
+        let mut file = FileWatch::new(&self.path, POLL_INTERVAL);
         loop {
-            sleep(POLL_INTERVAL).await;
-            let now = self.identity();
-            if now == known {
-                continue;
-            }
-            known = now;
+            file.changed().await;
             let path = self.path.display();
             match read(&self.path, &self.version_ids) {
                 Ok(snapshot) => {
@@ -83,12 +75,6 @@ impl FileSource {
 
     fn find(&self, key: &SecretKey) -> Result<SecretVersion, SourceError> {
         self.snapshot.load().find(&key.id, &key.selector).cloned().ok_or(SourceError::NotFound)
-    }
-
-    /// What changes when the file does, followed through symlinks.
-    fn identity(&self) -> Option<(u64, u64, i64, i64, u64)> {
-        let found = fs::metadata(&self.path).ok()?;
-        Some((found.dev(), found.ino(), found.mtime(), found.mtime_nsec(), found.size()))
     }
 }
 
@@ -119,6 +105,8 @@ fn read(path: &Path, version_ids: &VersionIds) -> Result<Snapshot, FileSourceErr
 #[cfg(test)]
 mod tests {
     use std::sync::Arc;
+
+    use tokio::time::sleep;
 
     use super::*;
     use crate::secret::{Resolver, SecretPath, VersionSelector};
