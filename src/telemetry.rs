@@ -4,6 +4,7 @@
 //! and so secrets and tokens.
 
 use std::io;
+use std::panic::PanicHookInfo;
 
 use tracing::Level;
 use tracing::subscriber::SetGlobalDefaultError;
@@ -21,12 +22,13 @@ pub enum Format {
     Text,
 }
 
-/// Sends the process's logs to standard error. Once per process.
+/// Sends the process's logs to standard error, panics included. Once per process.
 pub fn init(format: Format, level: Level) -> Result<(), SetGlobalDefaultError> {
     let filter = Targets::new()
         .with_target(env!("CARGO_PKG_NAME"), level)
         .with_default(LevelFilter::WARN.min(LevelFilter::from_level(level)));
     let lines = fmt::layer().with_writer(io::stderr);
+    std::panic::set_hook(Box::new(log_panic));
     match format {
         Format::Json => {
             let lines = lines.json().flatten_event(true).with_current_span(false).with_span_list(false);
@@ -41,4 +43,10 @@ pub fn init(format: Format, level: Level) -> Result<(), SetGlobalDefaultError> {
             )
         }
     }
+}
+
+/// One line, as for any other event. The message of a panic is left out: it may hold what was being worked on.
+fn log_panic(panic: &PanicHookInfo<'_>) {
+    let location = panic.location().map(ToString::to_string).unwrap_or_default();
+    tracing::error!(location, "panicked; this is a defect of smcached");
 }
