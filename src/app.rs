@@ -82,13 +82,13 @@ pub async fn run(config: Config, environment: &Environment) -> Result<(), AppErr
         max_connections: config.server.max_connections as usize,
         idle_timeout: config.server.idle_timeout,
     };
-    let mut open = Open { drain: &drain, metrics: &metrics, limits };
+    let open = Open { drain: &drain, metrics: &metrics, limits };
     // The ops listener is no part of the drain: it answers until the others are done.
     let ops_drain = Drain::new();
     if let Some(addr) = config.ops.tcp {
         let listener = Listener::tcp(addr).await?;
         let service = OpsService::new(metrics.clone(), readiness.clone(), cache.view(), listener.label());
-        Open { drain: &ops_drain, ..open }.serve(listener, service);
+        Open { drain: &ops_drain, ..open }.serve(listener, service, &mut tasks);
     }
     let shared = Arc::new(Shared::new(cache.clone(), resolver, readiness.clone()));
     for listener in &config.listeners {
@@ -96,8 +96,7 @@ pub async fn run(config: Config, environment: &Environment) -> Result<(), AppErr
     }
     if !preload.is_empty() {
         let block = readiness.block("preload");
-        let ready = || drop(block);
-        tasks.spawn("preload", cache::preload(cache, preload, config.cache.preload_timeout, ready));
+        tasks.spawn("preload", cache::preload(cache, preload, config.cache.preload_timeout, || drop(block)));
     }
     drop(starting);
     tracing::info!(version = env!("CARGO_PKG_VERSION"), "started");
@@ -128,14 +127,15 @@ struct Open<'a> {
 }
 
 impl Open<'_> {
-    fn serve<S: Service>(&self, listener: Listener, service: S) {
+    fn serve<S: Service>(&self, listener: Listener, service: S, tasks: &mut Supervisor) {
         tracing::info!(listener = listener.label(), "listening");
         let gauge = self.metrics.http.connections(listener.label());
-        tokio::spawn(net::serve(listener, Arc::new(service), self.limits, self.drain.watcher(), gauge));
+        let serving = net::serve(listener, Arc::new(service), self.limits, self.drain.watcher(), gauge);
+        tasks.spawn("accept loop", serving);
     }
 
     async fn secrets(
-        &mut self,
+        &self,
         config: &ListenerConfig,
         shared: &Arc<Shared>,
         tasks: &mut Supervisor,
@@ -162,7 +162,8 @@ impl Open<'_> {
         };
         let label = listener.label().to_owned();
         let http = self.metrics.http.clone();
-        self.serve(listener, SecretService::new(Arc::clone(shared), gate, allowed_hosts, label, http));
+        let service = SecretService::new(Arc::clone(shared), gate, allowed_hosts, label, http);
+        self.serve(listener, service, tasks);
         Ok(())
     }
 }

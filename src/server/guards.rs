@@ -4,8 +4,7 @@
 //! here, so that nobody can smuggle one request inside another or be misled about whom it is for.
 
 use hyper::header::{
-    AUTHORIZATION, CONTENT_LENGTH, FORWARDED, HOST, HeaderMap, HeaderName, HeaderValue, TRANSFER_ENCODING,
-    VIA,
+    AUTHORIZATION, CONTENT_LENGTH, FORWARDED, HOST, HeaderMap, HeaderName, TRANSFER_ENCODING, VIA,
 };
 use hyper::http::uri::Authority;
 use hyper::{Method, Request, Version};
@@ -108,15 +107,11 @@ pub(super) fn check_method<B>(request: &Request<B>, allowed: &'static [Method]) 
 
 /// The token that a caller presents: AWS's agent's header, else a bearer token (RFC 6750 section 2.1).
 pub(super) fn presented_token(headers: &HeaderMap) -> Option<&[u8]> {
-    let bearer = |value: &'_ HeaderValue| -> Option<std::ops::Range<usize>> {
-        let bytes = value.as_bytes();
-        let is_bearer = bytes.get(..7).is_some_and(|scheme| scheme.eq_ignore_ascii_case(b"bearer "));
-        is_bearer.then_some(7..bytes.len())
-    };
-    headers.get(TOKEN).map(HeaderValue::as_bytes).or_else(|| {
-        let value = headers.get(AUTHORIZATION)?;
-        Some(value.as_bytes()[bearer(value)?].trim_ascii())
-    })
+    if let Some(token) = headers.get(TOKEN) {
+        return Some(token.as_bytes());
+    }
+    let (scheme, token) = headers.get(AUTHORIZATION)?.as_bytes().split_at_checked("Bearer ".len())?;
+    scheme.eq_ignore_ascii_case(b"bearer ").then(|| token.trim_ascii())
 }
 
 #[cfg(test)]

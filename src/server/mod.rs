@@ -88,19 +88,18 @@ impl SecretService {
         peer: Peer,
     ) -> Result<Response<Body>, Problem> {
         self.guards.check(request)?;
-        match route {
-            Route::Ping => return read_only(request, |_| Ok(text(StatusCode::OK, "healthy"))),
-            Route::Health => return read_only(request, |_| Ok(self.health())),
-            Route::Secret(_) | Route::Unmatched => {}
+        // Health is everybody's; all else is for those who may come in, be it to learn that a path does not exist.
+        if matches!(route, Route::Secret(_) | Route::Unmatched) {
+            self.gate.admit(&caller(request, peer))?;
         }
-        let caller = caller(request, peer);
-        self.gate.admit(&caller)?;
+        if route != Route::Unmatched {
+            guards::check_method(request, &[Method::GET, Method::HEAD])?;
+        }
         match route {
-            Route::Secret(raw) => {
-                guards::check_method(request, &[Method::GET, Method::HEAD])?;
-                native::read(&self.shared, &self.gate, request, raw).await
-            }
-            _ => Err(Problem::no_route()),
+            Route::Secret(raw) => native::read(&self.shared, &self.gate, request, raw).await,
+            Route::Ping => Ok(text(StatusCode::OK, "healthy")),
+            Route::Health => Ok(self.health()),
+            Route::Unmatched => Err(Problem::no_route()),
         }
     }
 
@@ -146,14 +145,6 @@ fn caller(request: &Request<Incoming>, peer: Peer) -> Caller<'_> {
         Peer::Tcp(_) => None,
     };
     Caller { uid, token: guards::presented_token(request.headers()) }
-}
-
-fn read_only(
-    request: &Request<Incoming>,
-    answer: impl FnOnce(&Request<Incoming>) -> Result<Response<Body>, Problem>,
-) -> Result<Response<Body>, Problem> {
-    guards::check_method(request, &[Method::GET, Method::HEAD])?;
-    answer(request)
 }
 
 fn text(status: StatusCode, body: &'static str) -> Response<Body> {
