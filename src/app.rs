@@ -77,6 +77,8 @@ pub async fn run(config: Config, environment: &Environment) -> Result<(), AppErr
     let policies = Policies::new(Arc::clone(&resolver), options.lifetimes, &metrics.cache);
     let cache = Cache::new(source, options, policies, preload.iter().cloned(), metrics.clone());
     tasks.spawn("refresher", cache.clone().run());
+    let probed = cache.clone();
+    tokio::spawn(async move { probed.probe().await });
 
     let limits = ConnectionLimits {
         max_connections: config.server.max_connections as usize,

@@ -288,6 +288,13 @@ impl Cache {
         refresher::run(&self.shared).await;
     }
 
+    /// Finds out whether the source could answer, and says so in the log and in the summary if not.
+    pub async fn probe(&self) {
+        if let Err(error) = self.shared.source.probe().await {
+            self.shared.upstream.note(self.shared.source.name(), Some(&error), Instant::now());
+        }
+    }
+
     /// Whether a usable value is held, without counting that as a read.
     pub fn holds(&self, key: &SecretKey) -> bool {
         self.shared.store.find(key).is_some_and(|slot| slot.held().is_some())

@@ -18,6 +18,9 @@ use crate::secret::{SecretKey, SecretVersion};
 /// A boxed answer, so that sources can be chosen at start.
 pub type Fetching<'a> = Pin<Box<dyn Future<Output = Result<SecretVersion, SourceError>> + Send + 'a>>;
 
+/// A boxed look at whether a source could answer.
+pub type Probing<'a> = Pin<Box<dyn Future<Output = Result<(), SourceError>> + Send + 'a>>;
+
 /// Who waits for a fetch, and so how hard the source tries.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Urgency {
@@ -37,6 +40,12 @@ pub trait SecretSource: Send + Sync + 'static {
 
     /// Asks for one secret. Bounded in time by the source itself.
     fn fetch<'a>(&'a self, key: &'a SecretKey, urgency: Urgency) -> Fetching<'a>;
+
+    /// Finds out, without asking for a secret, what would keep every fetch from succeeding: so that it can be
+    /// said before somebody needs one.
+    fn probe(&self) -> Probing<'_> {
+        Box::pin(std::future::ready(Ok(())))
+    }
 
     /// Ticks whenever the source knows that its secrets may have changed; `None` where it cannot know.
     fn changes(&self) -> Option<watch::Receiver<u64>> {

@@ -279,13 +279,13 @@ async fn no_credentials_are_said_and_leave_the_daemon_alive() {
         .env("AWS_SECRET_ACCESS_KEY", "")
         .start()
         .await;
+    let advice = "give its pod an IAM role";
+    daemon.logs(advice).await;
+    let status = daemon.ops_page("/status").await;
+    assert!(status.text().contains(advice), "said before anybody asks: {}", status.text());
     let refused = daemon.get("/secret/db").await;
     assert_eq!((refused.status, refused.code().as_str()), (502, "upstream_no_credentials"));
-    let advice = "give its pod an IAM role";
     assert!(refused.text().contains(advice), "{}", refused.text());
-    let status = daemon.ops_page("/status").await;
-    assert!(status.text().contains(advice), "{}", status.text());
-    daemon.logs(advice).await;
     assert_eq!(daemon.ops_page("/livez").await.status, 200);
     assert_eq!(aws.calls(), 0);
 }

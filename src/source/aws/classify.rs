@@ -144,7 +144,8 @@ fn credentials_error<'a>(error: &'a (dyn Error + 'static)) -> Option<&'a Credent
     None
 }
 
-fn no_identity(error: &CredentialsError) -> SourceError {
+/// What to tell those who depend on credentials that could not be loaded.
+pub(super) fn no_identity(error: &CredentialsError) -> SourceError {
     let advice = match error {
         CredentialsError::CredentialsNotLoaded(_) => NO_CREDENTIALS,
         CredentialsError::ProviderTimedOut(_) => CREDENTIALS_SLOW,

@@ -12,7 +12,8 @@ use aws_config::identity::IdentityCache;
 use aws_config::retry::RetryConfig;
 use aws_config::sts::AssumeRoleProvider;
 use aws_config::timeout::TimeoutConfig;
-use aws_credential_types::provider::SharedCredentialsProvider;
+use aws_credential_types::provider::error::CredentialsError;
+use aws_credential_types::provider::{ProvideCredentials, SharedCredentialsProvider};
 use aws_sdk_secretsmanager::Client;
 use aws_sdk_secretsmanager::config::{AppName, Builder, Region, SharedHttpClient};
 use aws_smithy_http_client::tls::{Provider, TlsContext, TrustStore, rustls_provider::CryptoMode};
@@ -20,6 +21,7 @@ use tokio::sync::Mutex;
 use tokio::time::{Instant, timeout};
 
 use super::AwsOptions;
+use super::classify::no_identity;
 use crate::secret::SecretKey;
 use crate::source::SourceError;
 
@@ -102,6 +104,17 @@ impl Clients {
         let mut made = made.lock().await;
         if !made.is_recent() {
             made.outcome = None;
+        }
+    }
+
+    /// Whether the daemon has credentials at all; asks no AWS service but those that give them.
+    pub(super) async fn check_credentials(&self) -> Result<(), SourceError> {
+        let base = self.base(self.options.region.clone()).await?;
+        let Some(provider) = base.credentials_provider() else { return Ok(()) };
+        match timeout(self.options.identity_timeout, provider.provide_credentials()).await {
+            Ok(Ok(_)) => Ok(()),
+            Ok(Err(error)) => Err(no_identity(&error)),
+            Err(_) => Err(no_identity(&CredentialsError::provider_timed_out(self.options.identity_timeout))),
         }
     }
 

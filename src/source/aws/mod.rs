@@ -15,7 +15,7 @@ use aws_sdk_secretsmanager::operation::get_secret_value::GetSecretValueOutput;
 
 use self::classify::classify;
 use self::clients::{Clients, retries};
-use super::{Fetching, SecretSource, SourceError, Urgency};
+use super::{Fetching, Probing, SecretSource, SourceError, Urgency};
 use crate::secret::{SecretKey, SecretValue, SecretVersion};
 
 /// How AWS is reached. What is `None` is left to the SDK's own chain.
@@ -104,6 +104,10 @@ impl SecretSource for AwsSource {
 
     fn fetch<'a>(&'a self, key: &'a SecretKey, urgency: Urgency) -> Fetching<'a> {
         Box::pin(self.get_secret_value(key, urgency))
+    }
+
+    fn probe(&self) -> Probing<'_> {
+        Box::pin(self.clients.check_credentials())
     }
 }
 
