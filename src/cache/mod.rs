@@ -47,7 +47,7 @@ use self::store::Store;
 use self::upstream::Upstream;
 use crate::metrics::Metrics;
 use crate::secret::SecretKey;
-use crate::source::{SecretSource, SourceError, Urgency};
+use crate::source::{ErrorClass, SecretSource, SourceError, Urgency};
 
 /// How an answer came about; what `Cache-Status` (RFC 9211) tells.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -206,7 +206,9 @@ impl Cache {
             Boarding::Waiting { waiter, collapsed } => (waiter, collapsed),
         };
         match timeout(self.shared.options.revalidate_timeout, waiter.outcome()).await {
-            Ok(Err(error)) if error.is_transient() => Ok(served_held(held, Instant::now())),
+            Ok(Err(error)) if error.class() != ErrorClass::Authoritative => {
+                Ok(served_held(held, Instant::now()))
+            }
             Ok(outcome) => fetched(outcome, Forward::Stale, collapsed, &held.policy),
             Err(_) => {
                 slot.note_slow();

@@ -285,6 +285,23 @@ async fn within_stale_if_error_a_read_waits_for_one_shared_fetch() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn within_stale_if_error_only_an_authoritative_answer_fails_a_read() {
+    let invalid = SourceError::InvalidRequest { code: "InvalidParameterException".to_owned() };
+    for failure in [invalid, SourceError::DecryptionFailure, SourceError::Upstream { status: 500 }] {
+        let rig = Rig::new();
+        rig.read("team-a/db").await.unwrap();
+        pass(SECOND * 200).await;
+        rig.source.fail(Some(failure));
+        assert_eq!(rig.read("team-a/db").await.unwrap().served, Served::StaleIfError);
+    }
+    let rig = Rig::new();
+    rig.read("team-a/db").await.unwrap();
+    pass(SECOND * 200).await;
+    rig.source.fail(Some(SourceError::Deleted));
+    assert_eq!(rig.error("team-a/db").await, SourceError::Deleted);
+}
+
+#[tokio::test(start_paused = true)]
 async fn within_stale_if_error_a_slow_source_costs_one_reader_the_revalidate_timeout() {
     let rig = Rig::new();
     rig.read("team-a/db").await.unwrap();
