@@ -7,10 +7,12 @@ WORKDIR /build
 COPY Cargo.toml Cargo.lock ./
 COPY src src
 COPY benches benches
-RUN cargo build --profile dist --locked --bin smcached
+RUN cargo build --profile dist --locked --bin smcached && mkdir /run/smcached
 
 FROM ${RUNTIME_BASE}
 COPY --from=build /build/target/dist/smcached /usr/local/bin/smcached
+# The default socket and token file live here; mount a volume over it to share them.
+COPY --from=build --chown=65532:65532 /run/smcached /run/smcached
 USER 65532:65532
 HEALTHCHECK --interval=10s --timeout=3s --start-period=15s CMD ["/usr/local/bin/smcached", "healthcheck"]
 ENTRYPOINT ["/usr/local/bin/smcached"]

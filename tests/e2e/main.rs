@@ -7,6 +7,7 @@ mod support;
 
 mod commands;
 mod contract;
+mod documentation;
 mod flyte;
 mod freshness;
 mod hostile;

@@ -1,0 +1,87 @@
+//! What the documents show is what happens: their commands are run, their links followed.
+
+use std::fs;
+use std::process::Command;
+
+use crate::support::daemon::{Daemon, Setup};
+use crate::support::in_repository;
+
+/// A daemon as in `config/local.toml`, but in a place of its own.
+async fn local_daemon() -> Daemon {
+    let secrets = fs::read_to_string(in_repository("config/local-secrets.toml")).unwrap();
+    Setup::with_file(&secrets).start().await
+}
+
+/// A command of the documents, for that daemon.
+fn adapted(command: &str, daemon: &Daemon) -> String {
+    let path = |name: &str| daemon.path(name).display().to_string();
+    command
+        .replace("target/release/smcached", crate::SMCACHED)
+        .replace("target/smcached.sock", &path("s.sock"))
+        .replace("/run/smcached/smcached.sock", &path("s.sock"))
+        .replace("target/smcached.token", &path("token"))
+        .replace("127.0.0.1:2773", &format!("127.0.0.1:{}", daemon.tcp_port()))
+}
+
+/// The code blocks of a document in this language.
+fn blocks(document: &str, language: &str) -> Vec<String> {
+    let text = fs::read_to_string(in_repository(document)).unwrap();
+    let opening = format!("```{language}\n");
+    let parts = text.split(&opening).skip(1);
+    parts.map(|part| part.split("```").next().unwrap().to_owned()).collect()
+}
+
+#[tokio::test]
+async fn the_commands_of_the_readme_print_what_it_says() {
+    let daemon = local_daemon().await;
+    let mut commands = 0;
+    for block in blocks("README.md", "console") {
+        for exchange in block.split("$ ").skip(1) {
+            let (command, expected) = exchange.split_once('\n').unwrap();
+            let output = Command::new("sh")
+                .args(["-c", &format!("{} 2>/dev/null", adapted(command, &daemon))])
+                .output();
+            let output = String::from_utf8(output.unwrap().stdout).unwrap();
+            assert_eq!(output.trim_end(), expected.trim_end(), "{command}");
+            commands += 1;
+        }
+    }
+    assert_eq!(commands, 4);
+}
+
+#[tokio::test]
+async fn the_answer_in_getting_started_is_the_real_one() {
+    let daemon = local_daemon().await;
+    let block = &blocks("docs/getting-started.md", "console")[0];
+    let (command, expected) = block.strip_prefix("$ ").unwrap().split_once('\n').unwrap();
+    let output =
+        Command::new("sh").args(["-c", &format!("{} 2>/dev/null", adapted(command, &daemon))]).output();
+    let output = String::from_utf8(output.unwrap().stdout).unwrap().replace("\r\n", "\n");
+    assert_eq!(output.trim_end(), expected.trim_end());
+}
+
+#[tokio::test]
+async fn the_python_of_getting_started_reads_a_secret() {
+    let daemon = local_daemon().await;
+    let code = blocks("docs/getting-started.md", "python").concat() + "print(password)\n";
+    let output = Command::new("python3").args(["-c", &adapted(&code, &daemon)]).output().unwrap();
+    assert_eq!(String::from_utf8_lossy(&output.stdout), "correct horse battery staple\n", "{output:?}");
+}
+
+#[test]
+fn every_link_between_documents_leads_somewhere() {
+    let mut followed = 0;
+    let documents = fs::read_dir(in_repository("docs")).unwrap().map(|entry| entry.unwrap().path());
+    for document in documents.chain([in_repository("README.md")]) {
+        let text = fs::read_to_string(&document).unwrap();
+        for link in text.split("](").skip(1).map(|rest| rest.split([')', '#']).next().unwrap()) {
+            if link.is_empty() || link.contains("://") {
+                continue;
+            }
+            let target = document.parent().unwrap().join(link);
+            assert!(target.exists(), "{}: {link} leads nowhere", document.display());
+            followed += 1;
+        }
+    }
+    assert!(followed >= 10, "only {followed} links were found");
+}
