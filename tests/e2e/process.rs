@@ -10,7 +10,7 @@ use std::time::Duration;
 use tokio::task::JoinSet;
 use tokio::time::sleep;
 
-use crate::support::client::Connection;
+use crate::support::client::{Address, Connection};
 use crate::support::daemon::Setup;
 use crate::support::fake_aws::FakeAws;
 
@@ -56,29 +56,14 @@ async fn sigterm_under_load_loses_no_request() {
     let aws = FakeAws::start();
     aws.put("db", "x");
     aws.put("slow", "y");
-    let mut daemon = Setup::with_aws(&aws.url()).start().await;
+    let mut daemon = Setup::with_aws(&aws.url()).tcp("token = \"none\"").start().await;
     daemon.get("/secret/db").await;
     aws.set_latency(Duration::from_millis(400));
     let stop = Arc::new(AtomicBool::new(false));
     let mut clients = JoinSet::new();
-    for _ in 0..50 {
-        let (address, stop) = (daemon.unix(), Arc::clone(&stop));
-        clients.spawn(async move {
-            let mut answered = 0;
-            while !stop.load(Ordering::Relaxed) {
-                // Once the socket is gone nobody is promised anything.
-                let Ok(mut connection) = Connection::open(&address).await else { return answered };
-                loop {
-                    let answer = connection.get("/secret/db", &[]).await.expect("a request was lost");
-                    assert_eq!(answer.status, 200);
-                    answered += 1;
-                    if answer.header("connection") == "close" || stop.load(Ordering::Relaxed) {
-                        break;
-                    }
-                }
-            }
-            answered
-        });
+    for index in 0..50 {
+        let address = if index % 2 == 0 { daemon.unix() } else { daemon.tcp() };
+        clients.spawn(ask_until(address, Arc::clone(&stop)));
     }
     sleep(Duration::from_millis(300)).await;
     let slow = tokio::spawn({
@@ -93,6 +78,25 @@ async fn sigterm_under_load_loses_no_request() {
     let answered: usize = clients.join_all().await.into_iter().sum();
     assert!(answered > 100, "only {answered} requests were made");
     assert!(!daemon.path("s.sock").exists());
+}
+
+/// Asks again and again over one connection, and over a new one when told that the old one ends; returns
+/// the number of answers once nobody lets it in any more.
+async fn ask_until(address: Address, stop: Arc<AtomicBool>) -> usize {
+    let mut answered = 0;
+    while !stop.load(Ordering::Relaxed) {
+        // Once nobody listens, nobody is promised anything.
+        let Ok(mut connection) = Connection::open(&address).await else { break };
+        loop {
+            let answer = connection.get("/secret/db", &[]).await.expect("a request was lost");
+            assert_eq!(answer.status, 200);
+            answered += 1;
+            if answer.header("connection") == "close" || stop.load(Ordering::Relaxed) {
+                break;
+            }
+        }
+    }
+    answered
 }
 
 #[tokio::test]
