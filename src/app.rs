@@ -9,8 +9,10 @@ use thiserror::Error;
 use tokio::time::timeout;
 
 use crate::access::{Gate, Patterns, TokenError, TokenFile};
-use crate::cache::{self, Cache, CacheOptions, Lifetimes, Policies};
-use crate::config::{Bind, Config, Environment, EnvironmentError, ListenerConfig, SourceConfig, TokenConfig};
+use crate::cache::{self, Cache, CacheOptions, CallOptions, Lifetimes, Policies, Settings};
+use crate::config::{
+    Batch, Bind, Config, Environment, EnvironmentError, ListenerConfig, SourceConfig, TokenConfig,
+};
 use crate::lifecycle::{Drain, Readiness, Signals, Supervisor, TaskEnd};
 use crate::metrics::Metrics;
 use crate::net::{self, BindError, ConnectionLimits, Listener, Ownership, Service, UnknownOwner};
@@ -73,9 +75,9 @@ pub async fn run(config: Config, environment: &Environment) -> Result<(), AppErr
     let source = source(&config, environment, &mut tasks)?;
     let resolver = Arc::new(resolver(&config));
     let preload: Vec<SecretKey> = preload_keys(&config, &resolver);
-    let options = cache_options(&config);
-    let policies = Policies::new(Arc::clone(&resolver), options.lifetimes, &metrics.cache);
-    let cache = Cache::new(source, options, policies, preload.iter().cloned(), metrics.clone());
+    let settings = settings(&config, Arc::clone(&resolver), &metrics);
+    let cache = Cache::new(source, settings, metrics.clone());
+    cache.pin(preload.iter().cloned().collect());
     tasks.spawn("refresher", cache.clone().run());
     let probed = cache.clone();
     tokio::spawn(async move { probed.probe().await });
@@ -192,9 +194,8 @@ fn source(
                 role_arn: aws.role_arn,
                 connect_timeout: aws.connect_timeout,
                 attempt_timeout: aws.attempt_timeout,
-                operation_timeout: cache_options(config).flight_timeout(),
+                operation_timeout: call_options(config).call_timeout(),
                 identity_timeout: config.cache.fetch_timeout.mul_f64(0.7).min(MAX_IDENTITY_TIMEOUT),
-                max_attempts: aws.max_attempts,
                 ca_bundle: environment.ca_bundle()?,
             };
             Ok(Arc::new(AwsSource::new(options)))
@@ -211,6 +212,7 @@ fn resolver(config: &Config) -> Resolver {
             role_arn: group.role_arn.as_deref().map(Into::into),
         },
         ttl: group.ttl,
+        fallback_regions: group.fallback_regions.iter().map(|region| region.as_str().into()).collect(),
     });
     Resolver::new(groups, config.cache.unlisted_groups)
 }
@@ -241,7 +243,21 @@ fn cache_options(config: &Config) -> CacheOptions {
         fetch_timeout: cache.fetch_timeout,
         revalidate_timeout: cache.revalidate_timeout,
         max_bytes: cache.max_bytes,
+    }
+}
+
+fn call_options(config: &Config) -> CallOptions {
+    CallOptions {
+        fetch_timeout: config.cache.fetch_timeout,
+        max_attempts: config.aws.max_attempts,
         max_concurrency: config.refresh.max_concurrency,
         rate: config.refresh.rate,
+        batch: config.refresh.batch == Batch::Auto,
     }
+}
+
+fn settings(config: &Config, resolver: Arc<Resolver>, metrics: &Metrics) -> Settings {
+    let options = cache_options(config);
+    let policies = Policies::new(resolver, options.lifetimes, &metrics.cache);
+    Settings { options, calls: call_options(config), policies }
 }

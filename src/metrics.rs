@@ -268,6 +268,9 @@ pub struct UpstreamMetrics {
     requests: IntCounterVec,
     durations: HistogramVec,
     throttled: IntCounter,
+    failovers: IntCounter,
+    open_breakers: IntGauge,
+    rate: Gauge,
 }
 
 impl UpstreamMetrics {
@@ -280,12 +283,24 @@ impl UpstreamMetrics {
             ),
             durations: define.histogram_vec(
                 "smcached_upstream_request_duration_seconds",
-                "How long calls to the source took, retries of the SDK included.",
+                "How long calls to the source took.",
                 UPSTREAM_BUCKETS,
                 &["operation"],
             ),
             throttled: define
                 .int_counter("smcached_upstream_throttled_total", "Calls that the source throttled."),
+            failovers: define.int_counter(
+                "smcached_upstream_failovers_total",
+                "Answers that came from a fallback region.",
+            ),
+            open_breakers: define.int_gauge(
+                "smcached_upstream_breakers_open",
+                "Regions and roles that do not answer and are only probed.",
+            ),
+            rate: define.gauge(
+                "smcached_upstream_rate_limit",
+                "Calls a second that are allowed at present: less than configured after throttling.",
+            ),
         }
     }
 
@@ -296,6 +311,21 @@ impl UpstreamMetrics {
         if result == "throttled" {
             self.throttled.inc();
         }
+    }
+
+    /// A fallback region answered in the place of another.
+    pub fn failed_over(&self) {
+        self.failovers.inc();
+    }
+
+    /// So many regions and roles are only probed.
+    pub fn breakers_open(&self, count: usize) {
+        self.open_breakers.set(i64::try_from(count).unwrap_or(i64::MAX));
+    }
+
+    /// So many calls a second are allowed.
+    pub fn rate_allowed(&self, rate: f64) {
+        self.rate.set(rate);
     }
 }
 

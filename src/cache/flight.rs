@@ -7,13 +7,14 @@ use std::collections::HashMap;
 use std::collections::hash_map::Entry;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use tokio::sync::watch;
-use tokio::time::{Instant, timeout};
+use tokio::sync::{Notify, watch};
+use tokio::time::Instant;
 
 use super::Shared;
 use super::slot::Held;
+use super::upstream::{Asked, Refreshing};
 use crate::secret::{SecretKey, SecretVersion};
-use crate::source::{ErrorClass, SourceError, Urgency};
+use crate::source::{ErrorClass, SourceError};
 
 /// How a fetch ended.
 pub(super) type Outcome = Result<Arc<Held>, SourceError>;
@@ -28,6 +29,17 @@ pub(super) struct Flights {
 #[derive(Debug, Clone)]
 pub(super) struct Waiter {
     outcome: watch::Receiver<Option<Outcome>>,
+    /// Tells the fetch that somebody waits who has nothing.
+    hurry: Arc<Notify>,
+}
+
+/// What a fetch is for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Purpose {
+    /// A reader waits who has nothing, or wants nothing that is held.
+    Cold,
+    /// To renew what is held, or to hold what is listed.
+    Refresh,
 }
 
 impl Waiter {
@@ -54,6 +66,11 @@ pub(super) enum Boarding {
 }
 
 impl Flights {
+    /// Whether a fetch of `key` is under way.
+    pub(super) fn has(&self, key: &SecretKey) -> bool {
+        self.lock().contains_key(key)
+    }
+
     fn lock(&self) -> MutexGuard<'_, HashMap<SecretKey, Waiter>> {
         self.under_way.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -67,99 +84,88 @@ impl Shared {
     pub(super) fn board(
         self: &Arc<Self>,
         key: &SecretKey,
-        urgency: Urgency,
+        purpose: Purpose,
         landed_just_now: impl FnOnce() -> Option<Outcome>,
     ) -> Boarding {
         let mut under_way = self.flights.lock();
         match under_way.entry(key.clone()) {
-            Entry::Occupied(flight) => Boarding::Waiting { waiter: flight.get().clone(), collapsed: true },
+            Entry::Occupied(flight) => {
+                if purpose == Purpose::Cold {
+                    flight.get().hurry.notify_one();
+                }
+                Boarding::Waiting { waiter: flight.get().clone(), collapsed: true }
+            }
             Entry::Vacant(vacancy) => {
                 if let Some(outcome) = landed_just_now() {
                     return Boarding::Landed(outcome);
                 }
                 let (teller, outcome) = watch::channel(None);
-                let waiter = vacancy.insert(Waiter { outcome }).clone();
-                let flight = Flight {
-                    shared: Arc::clone(self),
-                    key: key.clone(),
-                    fetched_at: Instant::now(),
-                    teller,
-                    end: End::NotYet,
-                };
-                tokio::spawn(flight.fly(urgency));
+                let hurry = Arc::new(Notify::new());
+                let waiter = vacancy.insert(Waiter { outcome, hurry: Arc::clone(&hurry) }).clone();
+                // A refresh takes its place in line at once, so that many that start together share a call.
+                let refreshing = (purpose == Purpose::Refresh).then(|| self.upstream.begin_refresh(key));
+                let shared = Arc::clone(self);
+                let flight = Flight { shared, key: key.clone(), teller, hurry, end: End::NotYet };
+                tokio::spawn(flight.fly(refreshing));
                 Boarding::Waiting { waiter, collapsed: false }
             }
         }
     }
 
-    /// Asks the source, within the limits and the time that a fetch may take.
-    async fn ask(
-        &self,
-        key: &SecretKey,
-        urgency: Urgency,
-        fetched_at: &mut Instant,
-    ) -> Result<SecretVersion, SourceError> {
-        let asking = async {
-            let _permit = self.limits.enter().await.ok_or(SourceError::Aborted)?;
-            *fetched_at = Instant::now();
-            let answer = self.source.fetch(key, urgency).await?;
-            if !answer.answers(&key.id, &key.selector) {
-                return Err(SourceError::Unusable { reason: "it is about another secret or version" });
-            }
-            Ok(answer)
+    /// Puts an answer, or an error, in its place.
+    fn land(&self, key: &SecretKey, asked: Asked) -> Outcome {
+        let answer = match asked.answer {
+            Ok(version) => self.land_version(key, asked.at, version, asked.instead_of),
+            Err(error) => Err(error),
         };
-        timeout(self.options.flight_timeout(), asking).await.unwrap_or(Err(SourceError::Timeout))
+        answer.inspect_err(|error| self.land_error(key, error))
     }
 
-    /// Puts an answer, or an error, in its place.
-    fn land(
+    fn land_version(
         &self,
         key: &SecretKey,
         fetched_at: Instant,
-        answer: Result<SecretVersion, SourceError>,
+        version: SecretVersion,
+        instead_of: Option<SourceError>,
     ) -> Outcome {
-        let now = Instant::now();
-        let result = answer.as_ref().map_or_else(SourceError::kind, |_| "success");
-        let elapsed = now.saturating_duration_since(fetched_at);
-        self.metrics.upstream.called(self.source.operation(), result, elapsed);
-        let answer = match answer {
-            Ok(version) => self.land_version(key, fetched_at, version),
-            Err(error) => Err(error),
-        };
-        self.upstream.note(self.source.name(), answer.as_ref().err(), now);
-        answer.inspect_err(|error| self.land_error(key, error, now))
-    }
-
-    fn land_version(&self, key: &SecretKey, fetched_at: Instant, version: SecretVersion) -> Outcome {
-        let was_held = self.store.find(key).is_some_and(|slot| slot.held().is_some());
-        let policy = self.policies.of(key);
+        let was_held = self.store.find(key).and_then(|slot| slot.held());
+        if let (Some(error), Some(held)) = (instead_of, &was_held)
+            && version.created_date < held.version.created_date
+        {
+            // A replica that lags behind must not bring an old value back.
+            return Err(error);
+        }
+        let settings = self.settings.load();
         let landed = self
             .store
-            .land(key, version, policy, fetched_at, self.pinned.contains(key))
+            .land(key, version, settings.policies.of(key), fetched_at, self.is_pinned(key))
             .map_err(|_| SourceError::Unusable { reason: "its ARN is malformed" })?;
         self.refusals.forget(key);
         landed.slot.set_refreshing(false);
-        if was_held {
+        if was_held.is_some() {
             self.metrics.cache.refreshed(if landed.is_changed { "changed" } else { "unchanged" });
         }
         self.agenda.reconsider(&landed.slot, landed.held.refresh_at);
         Ok(landed.held)
     }
 
-    fn land_error(&self, key: &SecretKey, error: &SourceError, now: Instant) {
+    fn land_error(&self, key: &SecretKey, error: &SourceError) {
+        let now = Instant::now();
         let slot = self.store.find(key).filter(|slot| slot.held().is_some());
         if let Some(slot) = &slot {
             slot.set_refreshing(false);
         }
         match (error.class(), slot) {
             (ErrorClass::Authoritative, slot) => {
-                self.refusals.remember(key, error, now);
+                self.refusals.remember(key, error, self.settings.load().options.negative_ttl, now);
                 if let Some(slot) = slot {
                     tracing::warn!(secret = %key.id, reason = error.kind(), "dropped a held secret: {error}");
                     self.metrics.cache.refreshed("dropped");
                     self.store.drop_slot(&slot, "revoked");
                 }
             }
+            // Our own limit on a reader's demand says nothing of the value.
+            (_, Some(slot)) if *error == SourceError::LocalLimit => self.agenda.reconsider(&slot, now),
             (ErrorClass::Caller | ErrorClass::Transient, Some(slot)) => {
                 let failures = slot.note_failure(error, now);
                 tracing::debug!(secret = %key.id, reason = error.kind(), failures, "a refresh failed; the held value stays");
@@ -175,8 +181,8 @@ impl Shared {
 struct Flight {
     shared: Arc<Shared>,
     key: SecretKey,
-    fetched_at: Instant,
     teller: watch::Sender<Option<Outcome>>,
+    hurry: Arc<Notify>,
     end: End,
 }
 
@@ -187,21 +193,46 @@ enum End {
 }
 
 impl Flight {
-    async fn fly(mut self, urgency: Urgency) {
-        let answer = self.shared.ask(&self.key, urgency, &mut self.fetched_at).await;
-        self.land(answer);
+    async fn fly(mut self, refreshing: Option<Refreshing>) {
+        let asked = match refreshing {
+            Some(refreshing) => self.refresh(refreshing).await,
+            None => self.ask_cold().await,
+        };
+        self.land(asked);
     }
 
-    fn land(&mut self, answer: Result<SecretVersion, SourceError>) {
+    async fn ask_cold(&self) -> Asked {
+        let fallback_regions = self.shared.fallback_regions(&self.key);
+        self.shared.upstream.ask_cold(&self.key, &fallback_regions).await
+    }
+
+    /// A refresh in its turn; once somebody waits who has nothing, it is his.
+    async fn refresh(&self, refreshing: Refreshing) -> Asked {
+        let fallback_regions = self.shared.fallback_regions(&self.key);
+        let departure = refreshing.departure();
+        let hurried = async {
+            self.hurry.notified().await;
+            if departure.has_been() {
+                std::future::pending::<()>().await;
+            }
+        };
+        tokio::select! {
+            biased;
+            asked = self.shared.upstream.refresh(&self.key, refreshing, &fallback_regions) => asked,
+            () = hurried => self.ask_cold().await,
+        }
+    }
+
+    fn land(&mut self, asked: Asked) {
         self.end = End::Landing;
-        self.end = End::Landed(self.shared.land(&self.key, self.fetched_at, answer));
+        self.end = End::Landed(self.shared.land(&self.key, asked));
     }
 }
 
 impl Drop for Flight {
     fn drop(&mut self) {
         if matches!(self.end, End::NotYet) {
-            self.land(Err(SourceError::Aborted));
+            self.land(Asked::without_call(SourceError::Aborted));
         }
         self.shared.flights.lock().remove(&self.key);
         let outcome = match std::mem::replace(&mut self.end, End::NotYet) {

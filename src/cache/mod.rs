@@ -4,19 +4,18 @@
 //! - `store` holds what is held (moka), `slot` is the place of one secret in it.
 //! - `flight` makes one fetch of however many askers, and lands its answer.
 //! - `refresher` is the thin loop around `schedule`; `preload` keeps listed secrets held.
-//! - `limits` bounds all calls to the source, `upstream` remembers how it fares.
+//! - `upstream` makes the calls: bounded, in batches, not to who is dead, to another region where one fails.
 //!
 //! A hit does no I/O, takes no lock that a writer holds for long and copies no secret bytes.
 
 mod demand;
 mod flight;
 mod freshness;
-mod limits;
 mod policy;
 mod preload;
 mod refresher;
 mod refusals;
-mod schedule;
+pub mod schedule;
 mod slot;
 mod store;
 #[cfg(test)]
@@ -27,6 +26,7 @@ use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::Duration;
 
+use arc_swap::ArcSwap;
 use thiserror::Error;
 use tokio::time::{Instant, timeout};
 
@@ -36,10 +36,9 @@ pub use self::policy::{CacheOptions, GroupPolicy, Policies};
 pub use self::preload::preload;
 pub use self::slot::Held;
 pub use self::store::{GroupSummary, StoreSummary};
-pub use self::upstream::{UpstreamState, UpstreamSummary};
+pub use self::upstream::{CallOptions, PlaceSummary, UpstreamState, UpstreamSummary, breaker, pace};
 
-use self::flight::{Boarding, Flights, Outcome};
-use self::limits::Limits;
+use self::flight::{Boarding, Flights, Outcome, Purpose};
 use self::refresher::Agenda;
 use self::refusals::Refusals;
 use self::slot::Slot;
@@ -47,7 +46,10 @@ use self::store::Store;
 use self::upstream::Upstream;
 use crate::metrics::Metrics;
 use crate::secret::SecretKey;
-use crate::source::{ErrorClass, SecretSource, SourceError, Urgency};
+use crate::source::{ErrorClass, SecretSource, SourceError};
+
+/// A `no-cache` read asks again for a secret that was just refused no sooner than this.
+const FORCED_INTERVAL: Duration = Duration::from_secs(1);
 
 /// How an answer came about; what `Cache-Status` (RFC 9211) tells.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -95,6 +97,12 @@ pub enum ReadError {
     /// `only-if-cached`, and nothing suitable is held.
     #[error("nothing suitable is held, and only-if-cached forbids to ask for it")]
     NotHeld,
+    /// `no-cache` too often for one secret.
+    #[error("this secret is asked for with no-cache too often; without it, what is held is served")]
+    ForcedTooOften {
+        /// When the next such read may ask.
+        retry_after: Duration,
+    },
     /// The source said so, now or within `negative_ttl`.
     #[error("{error}")]
     Source {
@@ -112,50 +120,74 @@ pub struct Cache {
 }
 
 struct Shared {
-    source: Arc<dyn SecretSource>,
-    options: CacheOptions,
-    policies: Policies,
+    settings: ArcSwap<Settings>,
     store: Store,
+    max_bytes: u64,
     refusals: Refusals,
     flights: Flights,
-    limits: Limits,
     agenda: Agenda,
-    upstream: Upstream,
+    upstream: Arc<Upstream>,
     /// Keys that are kept fresh though nobody reads them.
-    pinned: HashSet<SecretKey>,
+    pinned: ArcSwap<HashSet<SecretKey>>,
     metrics: Metrics,
+}
+
+/// All that a reload may change.
+#[derive(Debug)]
+pub struct Settings {
+    /// How what is held is treated.
+    pub options: CacheOptions,
+    /// How the source is called.
+    pub calls: CallOptions,
+    /// What holds for each group.
+    pub policies: Policies,
 }
 
 impl std::fmt::Debug for Shared {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Cache").field("source", &self.source.name()).finish_non_exhaustive()
+        f.debug_struct("Cache").field("source", &self.upstream.source().name()).finish_non_exhaustive()
     }
 }
 
 impl Cache {
-    /// A cache over `source`. `pinned` are kept fresh whether read or not, once they are held. Nothing
-    /// runs until [`Cache::run`] is spawned.
-    pub fn new(
-        source: Arc<dyn SecretSource>,
-        options: CacheOptions,
-        policies: Policies,
-        pinned: impl IntoIterator<Item = SecretKey>,
-        metrics: Metrics,
-    ) -> Self {
+    /// A cache over `source`. Nothing runs until [`Cache::run`] is spawned.
+    pub fn new(source: Arc<dyn SecretSource>, settings: Settings, metrics: Metrics) -> Self {
+        let max_bytes = settings.options.max_bytes;
         let shared = Shared {
-            store: Store::new(options.max_bytes, metrics.cache.clone()),
-            refusals: Refusals::new(options.negative_ttl),
+            store: Store::new(max_bytes, metrics.cache.clone()),
+            max_bytes,
+            refusals: Refusals::new(),
             flights: Flights::default(),
-            limits: Limits::new(options.max_concurrency, options.rate),
             agenda: Agenda::default(),
-            upstream: Upstream::default(),
-            pinned: pinned.into_iter().collect(),
-            source,
-            options,
-            policies,
+            upstream: Upstream::new(source, settings.calls.clone(), metrics.upstream.clone()),
+            settings: ArcSwap::from_pointee(settings),
+            pinned: ArcSwap::default(),
             metrics,
         };
         Self { shared: Arc::new(shared) }
+    }
+
+    /// Other settings from now on, for what is held as well; all but `max_bytes`.
+    pub fn reconfigure(&self, settings: Settings) {
+        self.shared.upstream.reconfigure(settings.calls.clone());
+        let settings = Arc::new(settings);
+        self.shared.settings.store(Arc::clone(&settings));
+        let now = Instant::now();
+        for slot in self.shared.store.slots() {
+            slot.set_policy(settings.policies.of(&slot.key));
+            self.shared.agenda.reconsider(&slot, now);
+        }
+    }
+
+    /// Has these kept fresh whether read or not, once they are held, and no others.
+    pub fn pin(&self, keys: HashSet<SecretKey>) {
+        let pinned = Arc::new(keys);
+        self.shared.pinned.store(Arc::clone(&pinned));
+        let now = Instant::now();
+        for slot in self.shared.store.slots() {
+            slot.pin_if(|name| pinned.contains(name));
+            self.shared.agenda.reconsider(&slot, now);
+        }
     }
 
     /// Reads one secret under the reader's `demand`.
@@ -197,15 +229,15 @@ impl Cache {
     /// A held value that the reader or its age makes doubtful: wait a moment for something newer, and
     /// not at all while the source is known to fail.
     async fn revalidate(&self, slot: &Arc<Slot>, held: Arc<Held>, now: Instant) -> Result<Answer, ReadError> {
-        if slot.is_troubled() {
+        if slot.is_troubled() || self.shared.upstream.is_held_back(&slot.key) {
             self.shared.refresh(slot, now);
             return Ok(served_held(held, now));
         }
-        let (mut waiter, collapsed) = match self.shared.board(&slot.key, Urgency::Refresh, || None) {
+        let (mut waiter, collapsed) = match self.shared.board(&slot.key, Purpose::Refresh, || None) {
             Boarding::Landed(outcome) => return fetched(outcome, Forward::Stale, true, &held.policy),
             Boarding::Waiting { waiter, collapsed } => (waiter, collapsed),
         };
-        match timeout(self.shared.options.revalidate_timeout, waiter.outcome()).await {
+        match timeout(self.shared.settings.load().options.revalidate_timeout, waiter.outcome()).await {
             Ok(Err(error)) if error.class() != ErrorClass::Authoritative => {
                 Ok(served_held(held, Instant::now()))
             }
@@ -224,25 +256,33 @@ impl Cache {
             return Err(ReadError::NotHeld);
         }
         let policy = Arc::clone(&held.policy);
-        let (outcome, collapsed) = self.fetch(&slot.key, Urgency::Cold, || None).await;
-        match outcome {
-            Err(error) if error.is_transient() && demand.stale_if_error.is_some() => {
-                let now = Instant::now();
-                let staleness = held.age(now).saturating_sub(policy.lifetimes.ttl);
-                if held.freshness(now) != Freshness::Expired && demand.stale_if_error >= Some(staleness) {
-                    return Ok(served_held(held, now));
-                }
-                fetched(Err(error), Forward::Request, collapsed, &policy)
+        let answer = match self.shared.may_force(slot) {
+            Ok(()) => {
+                let (outcome, collapsed) = self.fetch(&slot.key, || None).await;
+                fetched(outcome, Forward::Request, collapsed, &policy)
             }
-            outcome => fetched(outcome, Forward::Request, collapsed, &policy),
-        }
+            Err(retry_after) => {
+                policy.metrics.miss();
+                Err(ReadError::ForcedTooOften { retry_after })
+            }
+        };
+        answer.or_else(|error| {
+            let now = Instant::now();
+            let staleness = held.age(now).saturating_sub(policy.lifetimes.ttl);
+            let is_accepted = demand.stale_if_error.is_some_and(|accepted| accepted >= staleness);
+            if is_accepted && error.is_transient() && held.freshness(now) != Freshness::Expired {
+                return Ok(served_held(held, now));
+            }
+            Err(error)
+        })
     }
 
     /// Nothing usable is held.
     async fn read_cold(&self, key: &SecretKey, demand: &Demand, now: Instant) -> Result<Answer, ReadError> {
-        let policy = self.shared.policies.of(key);
-        if !demand.no_cache
-            && let Some(refusal) = self.shared.refusals.find(key, now)
+        let settings = self.shared.settings.load_full();
+        let policy = settings.policies.of(key);
+        if let Some(refusal) = self.shared.refusals.find(key, now)
+            && !(demand.no_cache && now >= refusal.since + FORCED_INTERVAL)
         {
             policy.metrics.negative();
             let remembered_for = Some(refusal.until - now);
@@ -264,7 +304,7 @@ impl Cache {
                 (held.freshness(now) == Freshness::Fresh).then_some(Ok(held))
             })
         };
-        let (outcome, collapsed) = self.fetch(key, Urgency::Cold, landed_just_now).await;
+        let (outcome, collapsed) = self.fetch(key, landed_just_now).await;
         let forward = if demand.no_cache { Forward::Request } else { Forward::Miss };
         fetched(outcome, forward, collapsed, policy)
     }
@@ -273,13 +313,13 @@ impl Cache {
     async fn fetch(
         &self,
         key: &SecretKey,
-        urgency: Urgency,
         landed_just_now: impl FnOnce() -> Option<Outcome>,
     ) -> (Outcome, bool) {
-        match self.shared.board(key, urgency, landed_just_now) {
+        match self.shared.board(key, Purpose::Cold, landed_just_now) {
             Boarding::Landed(outcome) => (outcome, true),
             Boarding::Waiting { mut waiter, collapsed } => {
-                let outcome = timeout(self.shared.options.fetch_timeout, waiter.outcome()).await;
+                let outcome =
+                    timeout(self.shared.settings.load().options.fetch_timeout, waiter.outcome()).await;
                 (outcome.unwrap_or(Err(SourceError::Timeout)), collapsed)
             }
         }
@@ -292,8 +332,16 @@ impl Cache {
 
     /// Finds out whether the source could answer, and says so in the log and in the summary if not.
     pub async fn probe(&self) {
-        if let Err(error) = self.shared.source.probe().await {
-            self.shared.upstream.note(self.shared.source.name(), Some(&error), Instant::now());
+        self.shared.upstream.probe().await;
+    }
+
+    /// Has a secret that is not held fetched in its turn, and waits for that as long as it takes. No read: it
+    /// shares calls with others, and waits behind readers.
+    pub async fn warm(&self, key: &SecretKey) -> Result<(), SourceError> {
+        let landed_just_now = || self.shared.store.find(key)?.held().map(Ok);
+        match self.shared.board(key, Purpose::Refresh, landed_just_now) {
+            Boarding::Landed(outcome) => outcome.map(drop),
+            Boarding::Waiting { mut waiter, .. } => waiter.outcome().await.map(drop),
         }
     }
 
@@ -319,6 +367,7 @@ impl CacheView {
     pub fn summary(&self) -> StoreSummary {
         let summary = self.shared.store.summary(Instant::now());
         self.shared.metrics.cache.describe(summary.entries, summary.bytes, summary.stale, summary.oldest);
+        self.shared.metrics.upstream.rate_allowed(self.upstream().rate);
         summary
     }
 
@@ -329,22 +378,58 @@ impl CacheView {
 
     /// The source's name.
     pub fn source(&self) -> &'static str {
-        self.shared.source.name()
+        self.shared.upstream.source().name()
     }
 
     /// The bytes that held values may take.
     pub fn max_bytes(&self) -> u64 {
-        self.shared.options.max_bytes
+        self.shared.max_bytes
+    }
+}
+
+impl ReadError {
+    fn is_transient(&self) -> bool {
+        match self {
+            Self::Source { error, .. } => error.is_transient(),
+            Self::ForcedTooOften { .. } => true,
+            Self::NotHeld => false,
+        }
     }
 }
 
 impl Shared {
-    /// Starts a fetch in the background, unless one is under way or, after a failure, its time has not come.
-    fn refresh(self: &Arc<Self>, slot: &Slot, now: Instant) {
-        if slot.may_attempt(now) {
-            slot.set_refreshing(true);
-            let _under_way: Boarding = self.board(&slot.key, Urgency::Refresh, || None);
+    /// Starts a fetch in the background, unless one is under way or, after a failure, its time has not come;
+    /// and with it fetches of others that would soon be due, as many as share a call.
+    fn refresh(self: &Arc<Self>, slot: &Arc<Slot>, now: Instant) {
+        if !slot.may_attempt(now) {
+            return;
         }
+        self.begin_refresh(slot);
+        let place = slot.key.place();
+        for mate in self.agenda.take_ahead(&place, self.upstream.room_in_batch(&place), now) {
+            self.begin_refresh(&mate);
+        }
+    }
+
+    fn begin_refresh(self: &Arc<Self>, slot: &Slot) {
+        slot.set_refreshing(true);
+        let _under_way: Boarding = self.board(&slot.key, Purpose::Refresh, || None);
+    }
+
+    /// Whether a `no-cache` read may ask the source; else the time until it may.
+    fn may_force(&self, slot: &Slot) -> Result<(), Duration> {
+        if self.flights.has(&slot.key) {
+            return Ok(());
+        }
+        slot.take_forced(Instant::now())
+    }
+
+    fn is_pinned(&self, key: &SecretKey) -> bool {
+        self.pinned.load().contains(key)
+    }
+
+    fn fallback_regions(&self, key: &SecretKey) -> Arc<[Arc<str>]> {
+        Arc::clone(&self.settings.load().policies.of(key).fallback_regions)
     }
 }
 

@@ -9,7 +9,7 @@ use crate::metrics::{CacheMetrics, GroupMetrics};
 use crate::secret::{DEFAULT_GROUP, Resolver, SecretKey};
 
 /// How the cache treats what it holds. Durations as in `[cache]` of the configuration.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct CacheOptions {
     /// The lifetimes of keys whose group sets none.
     pub lifetimes: Lifetimes,
@@ -21,19 +21,8 @@ pub struct CacheOptions {
     pub fetch_timeout: Duration,
     /// The longest that a reader of a stale value waits.
     pub revalidate_timeout: Duration,
-    /// The bytes that held values may take.
+    /// The bytes that held values may take; only the first word counts.
     pub max_bytes: u64,
-    /// The most calls to the source at a time.
-    pub max_concurrency: u32,
-    /// The most calls to the source a second.
-    pub rate: u32,
-}
-
-impl CacheOptions {
-    /// The longest that a fetch goes on, waiting for its turn included: readers may give up before.
-    pub fn flight_timeout(&self) -> Duration {
-        self.fetch_timeout.max(Duration::from_secs(5))
-    }
 }
 
 /// What a group's keys have in common.
@@ -43,6 +32,8 @@ pub struct GroupPolicy {
     pub label: Arc<str>,
     /// How long values may be used.
     pub lifetimes: Lifetimes,
+    /// Regions that are asked when a secret's own fails.
+    pub fallback_regions: Arc<[Arc<str>]>,
     /// The read counters.
     pub metrics: GroupMetrics,
 }
@@ -58,16 +49,19 @@ pub struct Policies {
 impl Policies {
     /// Makes a policy for each of the resolver's groups, and one for all other keys.
     pub fn new(resolver: Arc<Resolver>, lifetimes: Lifetimes, metrics: &CacheMetrics) -> Self {
-        let policy = |label: &Arc<str>, ttl: Option<Duration>| {
+        let policy = |label: &Arc<str>, ttl: Option<Duration>, fallback_regions: &[Arc<str>]| {
             Arc::new(GroupPolicy {
                 label: Arc::clone(label),
                 lifetimes: Lifetimes { ttl: ttl.unwrap_or(lifetimes.ttl), ..lifetimes },
+                fallback_regions: fallback_regions.into(),
                 metrics: metrics.group(label),
             })
         };
-        let groups =
-            resolver.groups().map(|group| (group.name.clone(), policy(&group.name, group.ttl))).collect();
-        Self { default: policy(&DEFAULT_GROUP.into(), None), groups, resolver }
+        let groups = resolver
+            .groups()
+            .map(|group| (group.name.clone(), policy(&group.name, group.ttl, &group.fallback_regions)))
+            .collect();
+        Self { default: policy(&DEFAULT_GROUP.into(), None, &[]), groups, resolver }
     }
 
     /// The policy of a key, however it was spelt.

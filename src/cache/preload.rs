@@ -5,7 +5,7 @@ use std::time::Duration;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep, timeout_at};
 
-use super::{Cache, Demand};
+use super::Cache;
 use crate::secret::SecretKey;
 
 /// How often it is checked that all are held. The refresher keeps them fresh; this only brings back what
@@ -37,7 +37,7 @@ fn fetch_missing(cache: &Cache, keys: &[SecretKey]) -> JoinSet<()> {
     for key in keys.iter().filter(|key| !cache.holds(key)).cloned() {
         let cache = cache.clone();
         tries.spawn(async move {
-            if let Err(error) = cache.read(&key, &Demand::default()).await {
+            if let Err(error) = cache.warm(&key).await {
                 tracing::warn!(secret = %key.id, %error, "a secret to preload could not be fetched");
             }
         });

@@ -21,6 +21,7 @@ const PARTS: usize = 256;
 #[derive(Debug, Clone)]
 pub(super) struct Refusal {
     pub(super) error: SourceError,
+    pub(super) since: Instant,
     pub(super) until: Instant,
 }
 
@@ -28,12 +29,10 @@ pub(super) struct Refusal {
 #[derive(Debug)]
 pub(super) struct Refusals {
     refusals: Cache<SecretKey, Refusal>,
-    ttl: Duration,
 }
 
 impl Refusals {
-    /// Remembers for `ttl`; zero remembers nothing.
-    pub(super) fn new(ttl: Duration) -> Self {
+    pub(super) fn new() -> Self {
         let refusals = Cache::builder()
             .max_capacity(MAX_BYTES)
             .weigher(|key: &SecretKey, _: &Refusal| {
@@ -41,12 +40,13 @@ impl Refusals {
             })
             .eviction_policy(EvictionPolicy::lru())
             .build();
-        Self { refusals, ttl }
+        Self { refusals }
     }
 
-    pub(super) fn remember(&self, key: &SecretKey, error: &SourceError, now: Instant) {
-        if !self.ttl.is_zero() {
-            self.refusals.insert(key.clone(), Refusal { error: error.clone(), until: now + self.ttl });
+    /// Remembers for `ttl`; zero remembers nothing.
+    pub(super) fn remember(&self, key: &SecretKey, error: &SourceError, ttl: Duration, now: Instant) {
+        if !ttl.is_zero() {
+            self.refusals.insert(key.clone(), Refusal { error: error.clone(), since: now, until: now + ttl });
         }
     }
 

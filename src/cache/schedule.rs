@@ -10,11 +10,14 @@ use super::freshness::Lifetimes;
 const FIRST_BACKOFF: Duration = Duration::from_millis(500);
 
 /// The longest pause between two attempts, and so the longest time that recovery goes unnoticed.
-pub(super) const MAX_BACKOFF: Duration = Duration::from_secs(30);
+pub const MAX_BACKOFF: Duration = Duration::from_secs(30);
+
+/// The part of its ttl after which an entry in use may be refreshed.
+const EARLIEST: f64 = 0.75;
 
 /// What the clock needs to know of an entry.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct EntryClock {
+pub struct EntryClock {
     /// How long the value may be used.
     pub lifetimes: Lifetimes,
     /// When the last successful fetch began.
@@ -35,7 +38,7 @@ pub(super) struct EntryClock {
 
 /// What is to be done now.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Step {
+pub enum Step {
     /// Nothing before this moment.
     Wait(Instant),
     /// Fetch it again.
@@ -46,7 +49,7 @@ pub(super) enum Step {
 
 /// Why the clock drops an entry.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum DropCause {
+pub enum DropCause {
     /// Past every window in which it may be served.
     Expired,
     /// Not read for `idle_timeout`.
@@ -55,7 +58,7 @@ pub(super) enum DropCause {
 
 impl EntryClock {
     /// What is to be done at `now`.
-    pub(super) fn next_step(&self, now: Instant) -> Step {
+    pub fn next_step(&self, now: Instant) -> Step {
         let expires_at = self.fetched_at + self.lifetimes.expiry();
         if now >= expires_at {
             return Step::Drop(DropCause::Expired);
@@ -74,6 +77,15 @@ impl EntryClock {
         Step::Wait(if now < attempt_at { attempt_at.min(end) } else { end })
     }
 
+    /// Whether it may be refreshed before its moment, in a call that is made for others: it will be due soon,
+    /// and no failure holds it back.
+    pub fn may_go_ahead(&self, now: Instant) -> bool {
+        let in_use = self.read_since_fetch || self.is_pinned;
+        let is_idle = self.idle_at().is_some_and(|idle_at| now >= idle_at);
+        let earliest = self.fetched_at + self.lifetimes.ttl.mul_f64(EARLIEST);
+        in_use && !is_idle && self.retry_at.is_none() && now >= earliest
+    }
+
     fn idle_at(&self) -> Option<Instant> {
         (!self.is_pinned && !self.idle_timeout.is_zero()).then(|| self.last_read + self.idle_timeout)
     }
@@ -81,13 +93,13 @@ impl EntryClock {
 
 /// How long after a fetch an entry in use is refreshed: a random point in the last quarter of `ttl`, so
 /// that a fleet does not refresh in step, and early enough that the value is back before `ttl` ends.
-pub(super) fn refresh_ahead(ttl: Duration, random: f64) -> Duration {
-    ttl.mul_f64(0.75 + 0.15 * random.clamp(0.0, 1.0))
+pub fn refresh_ahead(ttl: Duration, random: f64) -> Duration {
+    ttl.mul_f64(EARLIEST + 0.15 * random.clamp(0.0, 1.0))
 }
 
 /// How long to wait after `failures` failures in a row: exponential, capped, jittered over its upper
 /// half, and never shorter than the source asked for.
-pub(super) fn backoff(failures: u32, retry_after: Option<Duration>, random: f64) -> Duration {
+pub fn backoff(failures: u32, retry_after: Option<Duration>, random: f64) -> Duration {
     let doublings = failures.saturating_sub(1).min(16);
     let longest = FIRST_BACKOFF.saturating_mul(1 << doublings).min(MAX_BACKOFF);
     let jittered = longest.mul_f64(0.5 + 0.5 * random.clamp(0.0, 1.0));
@@ -151,6 +163,16 @@ mod tests {
             EntryClock { read_since_fetch: true, retry_at: Some(start + SECOND * 90), ..clock(start) };
         assert_eq!(failing.next_step(start + SECOND * 85), Step::Wait(start + SECOND * 90));
         assert_eq!(failing.next_step(start + SECOND * 90), Step::Refresh);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn in_its_last_quarter_an_entry_in_use_may_go_ahead_with_others() {
+        let start = Instant::now();
+        let used = EntryClock { read_since_fetch: true, ..clock(start) };
+        assert!(!used.may_go_ahead(start + SECOND * 74) && used.may_go_ahead(start + SECOND * 75));
+        assert!(!clock(start).may_go_ahead(start + SECOND * 75), "nobody reads it");
+        let failing = EntryClock { retry_at: Some(start), ..used };
+        assert!(!failing.may_go_ahead(start + SECOND * 75), "its own backoff counts");
     }
 
     #[tokio::test(start_paused = true)]

@@ -70,9 +70,11 @@ pub(super) struct Slot {
     troubled: AtomicBool,
     epoch: Instant,
     is_pinned: AtomicBool,
-    /// Counts what the refresher was told, so that only the latest word holds.
-    pub(super) agenda_turn: AtomicU64,
 }
+
+/// `no-cache` reads that may ask at once, and the time after which one more may.
+const FORCED_BURST: u32 = 10;
+const FORCED_REFILL: Duration = Duration::from_secs(1);
 
 #[derive(Debug, Default)]
 struct SlotState {
@@ -81,6 +83,8 @@ struct SlotState {
     names: HashSet<SecretKey>,
     failures: u32,
     retry_at: Option<Instant>,
+    /// When all forced reads that were made will be forgotten.
+    forced_until: Option<Instant>,
 }
 
 impl Slot {
@@ -97,7 +101,6 @@ impl Slot {
             troubled: AtomicBool::new(false),
             epoch: now,
             is_pinned: AtomicBool::new(false),
-            agenda_turn: AtomicU64::new(0),
         }
     }
 
@@ -194,8 +197,43 @@ impl Slot {
         self.refreshing.store(refreshing, Ordering::Relaxed);
     }
 
+    pub(super) fn is_refreshing(&self) -> bool {
+        self.refreshing.load(Ordering::Relaxed)
+    }
+
+    /// Takes one of the reads that may ask the source though a value is held; else says when there is one.
+    pub(super) fn take_forced(&self, now: Instant) -> Result<(), Duration> {
+        let mut state = self.lock();
+        let until = state.forced_until.filter(|until| *until > now).unwrap_or(now) + FORCED_REFILL;
+        let too_early = (until - now).saturating_sub(FORCED_REFILL * FORCED_BURST);
+        if !too_early.is_zero() {
+            return Err(too_early);
+        }
+        state.forced_until = Some(until);
+        Ok(())
+    }
+
     pub(super) fn pin(&self) {
         self.is_pinned.store(true, Ordering::Relaxed);
+    }
+
+    /// Kept fresh from now on if one of its names says so, else only while it is read.
+    pub(super) fn pin_if(&self, is_pinned: impl Fn(&SecretKey) -> bool) {
+        self.is_pinned.store(self.lock().names.iter().any(is_pinned), Ordering::Relaxed);
+    }
+
+    /// Holds what it holds under another policy.
+    pub(super) fn set_policy(&self, policy: &Arc<GroupPolicy>) {
+        let state = self.lock();
+        if let Some(held) = self.held().filter(|_| !state.is_closed) {
+            let held = Held::new(Arc::clone(&held.version), Arc::clone(policy), held.fetched_at);
+            self.held.store(Some(Arc::new(held)));
+        }
+    }
+
+    /// May be tried again at once, whatever went wrong before.
+    pub(super) fn forget_failures(&self) {
+        self.lock().retry_at = None;
     }
 
     /// What the clock needs to know; `None` once the slot has been emptied.

@@ -11,7 +11,7 @@ use super::*;
 use crate::secret::{
     Group, Origin, Resolver, SecretPath, SecretValue, SecretVersion, Unlisted, VersionSelector,
 };
-use crate::source::Fetching;
+use crate::source::{BatchError, Fetching, FetchingBatch};
 
 const ARN: &str = "arn:aws:secretsmanager:us-west-2:123456789012:secret:";
 const SECOND: Duration = Duration::from_secs(1);
@@ -23,8 +23,14 @@ struct Scripted {
     failure: Mutex<Option<SourceError>>,
     delay: Mutex<Duration>,
     calls: AtomicUsize,
+    /// What a batch answers instead, if anything; without `batches` there are none.
+    batches: Mutex<Option<Result<(), BatchError>>>,
+    /// When each call began, and how many secrets it was about.
+    log: Mutex<Vec<(Instant, usize)>>,
     panics: std::sync::atomic::AtomicBool,
     size: AtomicUsize,
+    /// Calls a second beyond which it throttles; 0 is no limit.
+    quota: AtomicUsize,
 }
 
 impl Scripted {
@@ -46,6 +52,14 @@ impl Scripted {
 
     fn calls(&self) -> usize {
         self.calls.load(Ordering::SeqCst)
+    }
+
+    async fn called(&self, about: usize) {
+        self.calls.fetch_add(1, Ordering::SeqCst);
+        self.log.lock().unwrap().push((Instant::now(), about));
+        let delay = *self.delay.lock().unwrap();
+        sleep(delay).await;
+        assert!(!self.panics.load(Ordering::SeqCst), "the source was told to panic");
     }
 
     fn answer(&self, key: &SecretKey) -> Result<SecretVersion, SourceError> {
@@ -73,15 +87,34 @@ impl SecretSource for Scripted {
         "GetSecretValue"
     }
 
-    fn fetch<'a>(&'a self, key: &'a SecretKey, _urgency: Urgency) -> Fetching<'a> {
+    fn fetch<'a>(&'a self, key: &'a SecretKey) -> Fetching<'a> {
         Box::pin(async move {
-            self.calls.fetch_add(1, Ordering::SeqCst);
-            let delay = *self.delay.lock().unwrap();
-            sleep(delay).await;
-            assert!(!self.panics.load(Ordering::SeqCst), "the source was told to panic");
+            self.called(1).await;
+            let quota = self.quota.load(Ordering::SeqCst);
+            let recent = |log: &[(Instant, usize)]| {
+                log.iter().rev().take_while(|(at, _)| at.elapsed() < SECOND).count()
+            };
+            if quota > 0 && recent(&self.log.lock().unwrap()) > quota {
+                return Err(SourceError::Throttled { retry_after: None });
+            }
             match self.failure.lock().unwrap().clone() {
                 Some(failure) => Err(failure),
                 None => self.answer(key),
+            }
+        })
+    }
+
+    fn max_batch(&self) -> usize {
+        if self.batches.lock().unwrap().is_some() { 20 } else { 1 }
+    }
+
+    fn fetch_batch<'a>(&'a self, keys: &'a [SecretKey]) -> FetchingBatch<'a> {
+        Box::pin(async move {
+            self.called(keys.len()).await;
+            self.batches.lock().unwrap().clone().unwrap()?;
+            match self.failure.lock().unwrap().clone() {
+                Some(failure) => Err(BatchError::Failed(failure)),
+                None => Ok(keys.iter().map(|key| Some(self.answer(key))).collect()),
             }
         })
     }
@@ -99,9 +132,11 @@ fn options() -> CacheOptions {
         fetch_timeout: SECOND * 3,
         revalidate_timeout: Duration::from_millis(250),
         max_bytes: 1 << 20,
-        max_concurrency: 100,
-        rate: 1000,
     }
+}
+
+fn calls() -> CallOptions {
+    CallOptions { fetch_timeout: SECOND * 3, max_attempts: 1, max_concurrency: 100, rate: 1000, batch: true }
 }
 
 struct Rig {
@@ -112,20 +147,25 @@ struct Rig {
 
 impl Rig {
     fn new() -> Self {
-        Self::with(options(), &[])
+        Self::with(options(), calls(), &[])
     }
 
-    fn with(options: CacheOptions, pinned: &[&str]) -> Self {
+    fn with(options: CacheOptions, calls: CallOptions, pinned: &[&str]) -> Self {
         let source = Arc::new(Scripted::default());
         source.put("team-a/db", 1);
-        let group =
-            Group { name: "team-a".into(), prefix: "team-a/".into(), origin: Origin::default(), ttl: None };
+        let group = Group {
+            name: "team-a".into(),
+            prefix: "team-a/".into(),
+            origin: Origin::default(),
+            ttl: None,
+            fallback_regions: Vec::new(),
+        };
         let resolver = Arc::new(Resolver::new([group], Unlisted::Allow));
         let metrics = Metrics::new();
         let policies = Policies::new(Arc::clone(&resolver), options.lifetimes, &metrics.cache);
         let dyn_source = Arc::clone(&source) as Arc<dyn SecretSource>;
-        let pinned: Vec<_> = pinned.iter().map(|raw| key(&resolver, raw)).collect();
-        let cache = Cache::new(dyn_source, options, policies, pinned, metrics);
+        let cache = Cache::new(dyn_source, Settings { options, calls, policies }, metrics);
+        cache.pin(pinned.iter().map(|raw| key(&resolver, raw)).collect());
         tokio::spawn(cache.clone().run());
         Self { cache, source, resolver }
     }
@@ -151,6 +191,19 @@ impl Rig {
         }
     }
 
+    /// One read of each hot secret: all must be served from memory.
+    async fn read_all(&self, count: usize) {
+        for index in 0..count {
+            let answer = self.read(&format!("hot/{index}")).await.unwrap();
+            assert!(!matches!(answer.served, Served::Fetched { .. }), "a reader waited for hot/{index}");
+        }
+    }
+
+    /// When calls were made since the rig was ready, and about how many secrets each.
+    fn log(&self) -> Vec<(Instant, usize)> {
+        self.source.log.lock().unwrap().clone()
+    }
+
     fn metric(&self, line: &str) -> u64 {
         let page = String::from_utf8(self.cache.shared.metrics.render().unwrap()).unwrap();
         let found = page.lines().find_map(|candidate| candidate.strip_prefix(line)?.strip_prefix(' '));
@@ -168,6 +221,19 @@ fn text(answer: &Answer) -> &str {
 
 const MISS: Served = Served::Fetched { forward: Forward::Miss, collapsed: false };
 const UNREACHABLE: fn() -> SourceError = || SourceError::Unreachable { reason: "refused".to_owned() };
+
+/// A rig with `count` secrets that are held and read before they are due, and with batches.
+async fn hot(count: usize, calls: CallOptions) -> Rig {
+    let rig = Rig::with(CacheOptions { max_bytes: 64 << 20, ..options() }, calls, &[]);
+    *rig.source.batches.lock().unwrap() = Some(Ok(()));
+    for index in 0..count {
+        rig.source.put(&format!("hot/{index}"), 1);
+        rig.read(&format!("hot/{index}")).await.unwrap();
+    }
+    rig.read_all(count).await;
+    rig.source.log.lock().unwrap().clear();
+    rig
+}
 
 /// Advances in steps, so that the refresher gets its turn in between.
 async fn pass(time: Duration) {
@@ -470,7 +536,7 @@ async fn an_answer_about_another_secret_is_never_served() {
         fn operation(&self) -> &'static str {
             "GetSecretValue"
         }
-        fn fetch<'a>(&'a self, _: &'a SecretKey, _: Urgency) -> Fetching<'a> {
+        fn fetch<'a>(&'a self, _: &'a SecretKey) -> Fetching<'a> {
             let other = Scripted::default();
             other.put("other", 1);
             Box::pin(async move { other.answer(&key(&Resolver::default(), "other")) })
@@ -478,7 +544,8 @@ async fn an_answer_about_another_secret_is_never_served() {
     }
     let metrics = Metrics::new();
     let policies = Policies::new(Arc::default(), options().lifetimes, &metrics.cache);
-    let cache = Cache::new(Arc::new(Confused), options(), policies, [], metrics);
+    let cache =
+        Cache::new(Arc::new(Confused), Settings { options: options(), calls: calls(), policies }, metrics);
     let outcome = cache.read(&key(&Resolver::default(), "team-a/db"), &Demand::default()).await;
     assert!(matches!(outcome, Err(ReadError::Source { error: SourceError::Unusable { .. }, .. })));
 }
@@ -527,7 +594,7 @@ async fn an_evicted_value_dies_at_once() {
 
 #[tokio::test(start_paused = true)]
 async fn a_secret_larger_than_the_cache_is_still_answered() {
-    let rig = Rig::with(CacheOptions { max_bytes: 1000, ..options() }, &[]);
+    let rig = Rig::with(CacheOptions { max_bytes: 1000, ..options() }, calls(), &[]);
     assert_eq!(text(&rig.read("team-a/db").await.unwrap()), "team-a/db 1");
     assert_eq!(rig.cache.view().summary().entries, 0);
 }
@@ -545,7 +612,7 @@ async fn asking_for_unknown_names_evicts_nothing() {
 
 #[tokio::test(start_paused = true)]
 async fn preloaded_secrets_are_kept_fresh_though_nobody_reads_them() {
-    let rig = Rig::with(options(), &["team-a/db"]);
+    let rig = Rig::with(options(), calls(), &["team-a/db"]);
     let (said, is_ready) = tokio::sync::oneshot::channel();
     let keys = vec![rig.key("team-a/db")];
     tokio::spawn(preload(rig.cache.clone(), keys, SECOND, || said.send(()).unwrap()));
@@ -558,7 +625,7 @@ async fn preloaded_secrets_are_kept_fresh_though_nobody_reads_them() {
 
 #[tokio::test(start_paused = true)]
 async fn preload_gives_up_waiting_but_not_trying() {
-    let rig = Rig::with(options(), &["team-a/db"]);
+    let rig = Rig::with(options(), calls(), &["team-a/db"]);
     rig.source.fail(Some(UNREACHABLE()));
     let (said, is_ready) = tokio::sync::oneshot::channel();
     let keys = vec![rig.key("team-a/db")];
@@ -581,11 +648,259 @@ async fn a_secret_made_anew_under_its_name_replaces_the_old_one() {
             value: SecretValue::text("anew".to_owned()),
             ..(*old.held.version).clone()
         },
-        rig.cache.shared.policies.of(&rig.key("team-a/db")),
+        rig.cache.shared.settings.load().policies.of(&rig.key("team-a/db")),
         Instant::now(),
         false,
     );
     assert!(landed.unwrap().is_changed);
     assert_eq!(text(&rig.read("team-a/db").await.unwrap()), "anew");
     assert!(!rig.cache.holds(&rig.key(&format!("{ARN}/team-a/db-AbCdEf"))));
+}
+
+/// The most calls that any second saw.
+fn busiest_second(log: &[(Instant, usize)]) -> usize {
+    let from = |start: Instant| log.iter().filter(|(at, _)| *at >= start && *at < start + SECOND).count();
+    log.iter().map(|(at, _)| from(*at)).max().unwrap_or(0)
+}
+
+/// Calls by fifths of the time in which they may be made: 75 to 90 % of the ttl.
+fn histogram(start: Instant, log: &[(Instant, usize)]) -> [usize; 5] {
+    let mut fifths = [0; 5];
+    for (at, _) in log {
+        let milliseconds = at.duration_since(start).as_millis().saturating_sub(75_000);
+        fifths[usize::try_from(milliseconds / 3000).unwrap().min(4)] += 1;
+    }
+    fifths
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_thousand_hot_secrets_cost_fifty_calls_a_ttl_spread_over_the_window() {
+    let rig = hot(1000, calls()).await;
+    let start = Instant::now();
+    for _ in 0..200 {
+        pass(SECOND / 2).await;
+    }
+    let log = rig.log();
+    assert_eq!(log.iter().map(|(_, about)| about).sum::<usize>(), 1000, "each is refreshed once");
+    assert_eq!(log.len(), 50, "{log:?}");
+    let fifths = histogram(start, &log);
+    assert!(fifths.iter().all(|calls| (4..=18).contains(calls)), "{fifths:?}");
+    assert_eq!(rig.metric("smcached_refreshes_total{result=\"unchanged\"}"), 1000);
+}
+
+#[tokio::test(start_paused = true)]
+async fn where_batches_are_denied_that_costs_one_call_and_is_tried_again_much_later() {
+    let rig = hot(1000, calls()).await;
+    *rig.source.batches.lock().unwrap() = Some(Err(BatchError::Unsupported));
+    let start = Instant::now();
+    pass(SECOND * 100).await;
+    let log = rig.log();
+    let batches = log.iter().filter(|(_, about)| *about > 1).count();
+    assert_eq!((log.len(), batches), (1001, 1));
+    let fifths = histogram(start, &log);
+    assert!(fifths.iter().all(|calls| (100..=300).contains(calls)), "{fifths:?}");
+    // An hour and a quarter later, at the latest.
+    *rig.source.batches.lock().unwrap() = Some(Ok(()));
+    rig.source.log.lock().unwrap().clear();
+    for _ in 0..80 {
+        rig.read_all(1000).await;
+        pass(SECOND * 60).await;
+    }
+    assert!(rig.log().iter().any(|(_, about)| *about == 20), "batches are made again");
+}
+
+#[tokio::test(start_paused = true)]
+async fn batches_that_are_turned_off_are_never_made() {
+    let rig = hot(100, CallOptions { batch: false, ..calls() }).await;
+    pass(SECOND * 100).await;
+    assert_eq!(rig.log().len(), 100);
+    assert!(rig.log().iter().all(|(_, about)| *about == 1));
+}
+
+#[tokio::test(start_paused = true)]
+async fn refreshes_never_exceed_the_rate_and_readers_never_wait_for_their_turn() {
+    let rig = hot(1000, CallOptions { rate: 20, batch: false, ..calls() }).await;
+    for _ in 0..100 {
+        pass(SECOND).await;
+        rig.read_all(1000).await;
+    }
+    assert!(busiest_second(&rig.log()) <= 20, "{} in a second", busiest_second(&rig.log()));
+    assert!(rig.log().len() > 400);
+}
+
+#[tokio::test(start_paused = true)]
+async fn after_an_hour_without_the_source_recovery_takes_one_backoff_and_stays_below_the_rate() {
+    let lifetimes = Lifetimes { stale_if_error: SECOND * 24 * 3600, ..options().lifetimes };
+    let rig = Rig::with(
+        CacheOptions { max_bytes: 64 << 20, lifetimes, ..options() },
+        CallOptions { rate: 50, ..calls() },
+        &[],
+    );
+    *rig.source.batches.lock().unwrap() = Some(Ok(()));
+    for index in 0..300 {
+        rig.source.put(&format!("hot/{index}"), 1);
+        rig.read(&format!("hot/{index}")).await.unwrap();
+    }
+    rig.source.fail(Some(UNREACHABLE()));
+    rig.source.log.lock().unwrap().clear();
+    for _ in 0..360 {
+        rig.read_all(300).await;
+        pass(SECOND * 10).await;
+    }
+    let calls = rig.log().len();
+    assert!((100..400).contains(&calls), "{calls} calls in an hour: a dead endpoint is only probed");
+    rig.source.log.lock().unwrap().clear();
+    rig.source.fail(None);
+    pass(schedule::MAX_BACKOFF + SECOND).await;
+    for index in 0..300 {
+        assert_eq!(rig.read(&format!("hot/{index}")).await.unwrap().served, Served::Hit, "hot/{index}");
+    }
+    let log = rig.log();
+    assert!(log.len() <= 20 && busiest_second(&log) <= 16, "{log:?}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_caller_of_unknown_names_cannot_starve_the_refreshes() {
+    let rig = hot(100, CallOptions { rate: 10, batch: false, ..calls() }).await;
+    rig.source.log.lock().unwrap().clear();
+    let guesser = rig.cache.clone();
+    let guessing = tokio::spawn(async move {
+        for index in 0.. {
+            let cache = guesser.clone();
+            tokio::spawn(async move {
+                let key = key(&Resolver::default(), &format!("guess/{index}"));
+                cache.read(&key, &Demand::default()).await.is_ok()
+            });
+            sleep(Duration::from_millis(20)).await;
+        }
+    });
+    for _ in 0..100 {
+        pass(SECOND).await;
+        rig.read_all(100).await;
+    }
+    guessing.abort();
+    assert_eq!(rig.metric("smcached_refreshes_total{result=\"unchanged\"}"), 100);
+    assert!(busiest_second(&rig.log()) <= 10);
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_has_nothing_does_not_wait_behind_the_refreshes() {
+    let rig = Rig::with(options(), CallOptions { rate: 2, batch: false, ..calls() }, &[]);
+    let keys: Vec<_> = (0..100).map(|index| rig.key(&format!("listed/{index}"))).collect();
+    for key in &keys {
+        rig.source.put(key.id.as_str(), 1);
+    }
+    tokio::spawn(preload(rig.cache.clone(), keys, SECOND, || ()));
+    pass(SECOND * 5).await;
+    let start = Instant::now();
+    let reading = async { rig.read("listed/99").await.unwrap().served };
+    let collapsed = Served::Fetched { forward: Forward::Miss, collapsed: true };
+    assert_eq!(reading.await, collapsed, "its place in the queue of refreshes is given up");
+    assert!(start.elapsed() <= SECOND, "{:?}", start.elapsed());
+}
+
+#[tokio::test(start_paused = true)]
+async fn cold_reads_are_tried_again_while_their_readers_wait_and_refreshes_are_not() {
+    let rig = Rig::with(options(), CallOptions { max_attempts: 3, ..calls() }, &[]);
+    for (failure, attempts) in [
+        (UNREACHABLE(), 3),
+        (SourceError::Throttled { retry_after: None }, 3),
+        (SourceError::DecryptionFailure, 1),
+        (SourceError::AccessDenied, 1),
+    ] {
+        rig.source.fail(Some(failure.clone()));
+        let before = rig.source.calls();
+        assert_eq!(rig.error(&format!("cold/{attempts}/{}", failure.kind())).await, failure);
+        assert_eq!(rig.source.calls() - before, attempts, "{failure}");
+    }
+    rig.source.fail(None);
+    pass(SECOND * 60).await;
+    rig.read("team-a/db").await.unwrap();
+    rig.source.fail(Some(UNREACHABLE()));
+    pass(SECOND * 110).await;
+    let before = rig.source.calls();
+    rig.read("team-a/db").await.unwrap();
+    pass(SECOND / 10).await;
+    assert_eq!(rig.source.calls() - before, 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn throttled_at_half_of_what_is_asked_no_reader_sees_it_and_the_rate_settles_below() {
+    let rig = hot(2000, CallOptions { rate: 100, batch: false, ..calls() }).await;
+    rig.source.quota.store(20, Ordering::SeqCst);
+    rig.source.log.lock().unwrap().clear();
+    for _ in 0..20 {
+        pass(SECOND * 5).await;
+        rig.read_all(2000).await;
+    }
+    let settled = Instant::now();
+    for _ in 0..10 {
+        pass(SECOND * 5).await;
+        rig.read_all(2000).await;
+    }
+    let made = rig.log().iter().filter(|(at, _)| *at >= settled).count();
+    assert!((500..1000).contains(&made), "{made} calls in 50 s at 20 a second");
+    rig.source.quota.store(0, Ordering::SeqCst);
+    pass(SECOND * 60).await;
+    let summary = rig.cache.view().upstream();
+    assert!((summary.rate - 100.0).abs() < 0.1, "{summary:?}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn no_cache_is_limited_for_each_secret_and_others_go_on() {
+    let rig = Rig::new();
+    rig.read("team-a/db").await.unwrap();
+    for _ in 0..10 {
+        rig.read_under("team-a/db", "no-cache").await.unwrap();
+    }
+    let limited = rig.read_under("team-a/db", "no-cache").await.unwrap_err();
+    assert_eq!(limited, ReadError::ForcedTooOften { retry_after: SECOND });
+    let accepted = rig.read_under("team-a/db", "no-cache, stale-if-error=0").await.unwrap();
+    assert_eq!(accepted.served, Served::Hit);
+    assert_eq!(rig.read("team-a/db").await.unwrap().served, Served::Hit);
+    rig.source.put("other", 1);
+    rig.read("other").await.unwrap();
+    rig.read_under("other", "no-cache").await.unwrap();
+    pass(SECOND).await;
+    rig.read_under("team-a/db", "no-cache").await.unwrap();
+    assert!(rig.read_under("team-a/db", "no-cache").await.is_err());
+    assert_eq!(rig.source.calls(), 14);
+}
+
+#[tokio::test(start_paused = true)]
+async fn no_cache_asks_again_after_a_refusal_once_a_second() {
+    let rig = Rig::new();
+    for _ in 0..100 {
+        rig.read_under("unknown", "no-cache").await.unwrap_err();
+    }
+    assert_eq!(rig.source.calls(), 1);
+    rig.source.put("unknown", 1);
+    pass(SECOND).await;
+    assert!(rig.read_under("unknown", "no-cache").await.is_ok());
+}
+
+#[tokio::test(start_paused = true)]
+async fn other_settings_hold_for_what_is_held() {
+    let rig = Rig::new();
+    rig.read("team-a/db").await.unwrap();
+    let lifetimes = Lifetimes { ttl: SECOND * 10, ..options().lifetimes };
+    let policies = Policies::new(Arc::clone(&rig.resolver), lifetimes, &rig.cache.shared.metrics.cache);
+    rig.cache.reconfigure(Settings {
+        options: CacheOptions { lifetimes, ..options() },
+        calls: calls(),
+        policies,
+    });
+    rig.read("team-a/db").await.unwrap();
+    rig.source.put("team-a/db", 2);
+    pass(SECOND * 10).await;
+    let answer = rig.read("team-a/db").await.unwrap();
+    assert_eq!((answer.served, text(&answer)), (Served::Hit, "team-a/db 2"));
+    rig.cache.pin(HashSet::from([rig.key("team-a/db")]));
+    let calls = rig.source.calls();
+    pass(SECOND * 100).await;
+    assert!(rig.source.calls() >= calls + 10, "pinned: kept fresh unread");
+    rig.cache.pin(HashSet::new());
+    let calls = rig.source.calls();
+    pass(SECOND * 100).await;
+    assert!(rig.source.calls() <= calls + 1, "no longer");
 }

@@ -61,6 +61,7 @@ impl Config {
                 ("region", text(group.region.as_deref())),
                 ("role_arn", text(group.role_arn.as_deref())),
                 ("ttl", group.ttl.map(time)),
+                ("fallback_regions", list(&group.fallback_regions)),
             ]);
             (name.clone(), Value::Table(group))
         });
@@ -126,6 +127,10 @@ fn table<const N: usize>(entries: [(&str, Option<Value>); N]) -> Table {
 
 fn text(text: Option<&str>) -> Option<Value> {
     text.map(Value::from)
+}
+
+fn list(items: &[String]) -> Option<Value> {
+    (!items.is_empty()).then(|| items.to_vec().into())
 }
 
 fn time(duration: Duration) -> Value {
@@ -203,6 +208,8 @@ mod tests {
             [groups."a/b"]
             prefix = "x/"
             ttl = "1m30s"
+            region = "us-west-2"
+            fallback_regions = ["us-east-1"]
         "#;
         for text in ["", full] {
             let config = Config::parse("t.toml", text).unwrap_or_else(|error| panic!("{error}"));

@@ -187,13 +187,25 @@ fn groups(root: &Section<'_>) -> BTreeMap<String, GroupConfig> {
             value.text().filter(|prefix| SecretId::parse(&format!("{prefix}x")).is_ok()).map(str::to_owned)
         });
         let region = section.entry("region", REGION, region);
+        let accepted = "a list of regions such as [\"us-east-1\"]";
+        let fallback_regions = section.entry("fallback_regions", accepted, |value| value.list(self::region));
         let group = GroupConfig {
             prefix: prefix.unwrap_or_default(),
             region: region.as_ref().map(|entry| entry.value.clone()),
             role_arn: section.get("role_arn", ROLE, role_arn),
             ttl: duration(&section, "ttl", AT_LEAST_A_MILLISECOND),
+            fallback_regions: fallback_regions.as_ref().map(|entry| entry.value.clone()).unwrap_or_default(),
         };
         section.refuse_the_rest();
+        if let Some(regions) =
+            fallback_regions.filter(|_| region.is_none() && !group.prefix.starts_with("arn:"))
+        {
+            section.contradicts(
+                "fallback_regions",
+                &regions,
+                "the group has no region of its own to fall back from",
+            );
+        }
         if let Some(region) = region.filter(|_| group.prefix.starts_with("arn:")) {
             section.contradicts("region", &region, "the prefix is an ARN, which names its region");
         }

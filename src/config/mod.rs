@@ -125,7 +125,7 @@ pub struct RefreshConfig {
 /// Whether refreshes may share calls.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Batch {
-    /// Where that is possible. This version makes one call a secret all the same.
+    /// Where that is allowed.
     Auto,
     /// Never.
     Off,
@@ -236,6 +236,8 @@ pub struct GroupConfig {
     pub role_arn: Option<String>,
     /// Their ttl, where it differs.
     pub ttl: Option<Duration>,
+    /// Regions to which they are replicated, asked in this order when their own fails.
+    pub fallback_regions: Vec<String>,
 }
 
 impl Config {

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use serde::Serialize;
 
-use crate::cache::{CacheView, UpstreamState};
+use crate::cache::{CacheView, PlaceSummary, UpstreamState};
 use crate::lifecycle::Readiness;
 
 #[derive(Debug, Serialize)]
@@ -29,6 +29,20 @@ struct Upstream {
     consecutive_failures: u64,
     last_answer_seconds_ago: Option<u64>,
     last_error: Option<LastError>,
+    /// Calls a second that are allowed at present: less than configured after throttling.
+    rate_limit: f64,
+    places: Vec<Place>,
+}
+
+/// A region and role that has been asked; `null` is the daemon's default.
+#[derive(Debug, Serialize)]
+struct Place {
+    region: Option<Arc<str>>,
+    role_arn: Option<Arc<str>>,
+    /// `closed`: it is asked. `open`: it does not answer, and is only probed.
+    breaker: &'static str,
+    /// Whether refreshes share calls.
+    batches: bool,
 }
 
 #[derive(Debug, Serialize)]
@@ -55,6 +69,13 @@ struct Group {
     oldest_entry_age_seconds: u64,
 }
 
+impl Place {
+    fn of(place: PlaceSummary) -> Self {
+        let breaker = if place.is_dead { "open" } else { "closed" };
+        Self { region: place.region, role_arn: place.role_arn, breaker, batches: place.batches }
+    }
+}
+
 impl Status {
     pub(super) fn of(cache: &CacheView, readiness: &Readiness, uptime: Duration) -> Self {
         let held = cache.summary();
@@ -79,6 +100,8 @@ impl Status {
                     message: error.to_string(),
                     seconds_ago: ago.as_secs(),
                 }),
+                rate_limit: upstream.rate,
+                places: upstream.places.into_iter().map(Place::of).collect(),
             },
             cache: Held {
                 entries: held.entries,

@@ -14,6 +14,6 @@ mod version;
 pub use arn::{Arn, ArnError};
 pub use id::{MAX_ID_BYTES, ReferenceError, SecretId};
 pub use path::{SecretPath, percent_decode};
-pub use resolve::{DEFAULT_GROUP, Group, Origin, Resolver, SecretKey, Unlisted};
+pub use resolve::{DEFAULT_GROUP, Group, Origin, Resolver, SecretKey, Unlisted, with_region};
 pub use value::{SecretValue, SecretVersion};
 pub use version::{CURRENT_STAGE, VersionSelector, VersionSelectorError};

@@ -43,10 +43,33 @@ impl SecretKey {
         Ok(Self { origin, id: SecretId::parse(arn)?, selector: self.selector.clone() })
     }
 
+    /// Whom the question goes to: a region and a role.
+    pub fn place(&self) -> Origin {
+        Origin { region: self.region().map(Into::into), role_arn: self.origin.role_arn.clone() }
+    }
+
+    /// The same secret as replicated to another region: a replica's ARN differs in its region only
+    /// (<https://docs.aws.amazon.com/secretsmanager/latest/userguide/replicate-secrets.html>).
+    pub fn in_region(&self, region: &str) -> Result<Self, ReferenceError> {
+        let mut key = self.clone();
+        if self.id.is_arn() {
+            key.id = SecretId::parse(&with_region(self.id.as_str(), region))?;
+        } else {
+            key.origin.region = Some(region.into());
+        }
+        Ok(key)
+    }
+
     /// The region to ask, where the id or the group names one.
     pub fn region(&self) -> Option<&str> {
         self.id.region().or(self.origin.region.as_deref())
     }
+}
+
+/// The ARN with another region in it.
+pub fn with_region(arn: &str, region: &str) -> String {
+    let parts = arn.splitn(5, ':').enumerate().map(|(index, part)| if index == 3 { region } else { part });
+    parts.collect::<Vec<_>>().join(":")
 }
 
 /// A configured group: `[groups.<name>]`.
@@ -60,6 +83,8 @@ pub struct Group {
     pub origin: Origin,
     /// How long its values are fresh, where that differs from the cache's `ttl`.
     pub ttl: Option<Duration>,
+    /// Regions to which its secrets are replicated, asked in this order when its own fails.
+    pub fallback_regions: Vec<Arc<str>>,
 }
 
 /// What to do with a group that is neither configured nor an ARN.
@@ -169,6 +194,7 @@ mod tests {
             prefix: "prod/team-a/".into(),
             origin: Origin { region: Some("us-west-2".into()), role_arn: None },
             ttl: Some(Duration::from_mins(1)),
+            fallback_regions: Vec::new(),
         }
     }
 
@@ -226,6 +252,18 @@ mod tests {
         assert_eq!(resolver.group_of(&elsewhere), None);
         let other_region = resolve(&resolver, "prod/team-a/db").unwrap();
         assert_eq!(resolver.group_of(&other_region), None);
+    }
+
+    #[test]
+    fn a_replica_differs_in_its_region_only() {
+        let resolver = Resolver::new([team_a()], Unlisted::Allow);
+        let by_name = resolve(&resolver, "team-a/db").unwrap().in_region("eu-west-1").unwrap();
+        assert_eq!((by_name.id.as_str(), by_name.region()), ("prod/team-a/db", Some("eu-west-1")));
+        let by_arn = resolve(&resolver, &format!("{PREFIX}/db-AbCdEf")).unwrap();
+        let replica = by_arn.in_region("eu-west-1").unwrap();
+        assert_eq!(replica.id.as_str(), format!("{PREFIX}db-AbCdEf").replace("us-west-2", "eu-west-1"));
+        assert_eq!(replica.place().region.as_deref(), Some("eu-west-1"));
+        assert_eq!(replica.in_region("us-west-2").unwrap(), by_arn);
     }
 
     #[test]

@@ -131,7 +131,9 @@ impl Problem {
     }
 
     fn retry_after(self, after: Option<Duration>) -> Self {
-        let seconds = after.map_or(RETRY_AFTER_SECONDS, |after| after.as_secs().max(1));
+        let seconds = after.map_or(RETRY_AFTER_SECONDS, |after| {
+            after.as_millis().div_ceil(1000).max(1).try_into().unwrap_or(RETRY_AFTER_SECONDS)
+        });
         self.header(RETRY_AFTER, HeaderValue::from(seconds))
     }
 
@@ -202,6 +204,10 @@ impl From<ReadError> for Problem {
     fn from(error: ReadError) -> Self {
         match error {
             ReadError::NotHeld => Self::new(StatusCode::GATEWAY_TIMEOUT, "not_cached", error.to_string()),
+            ReadError::ForcedTooOften { retry_after } => {
+                Self::new(StatusCode::TOO_MANY_REQUESTS, "forced_refresh_limited", error.to_string())
+                    .retry_after(Some(retry_after))
+            }
             ReadError::Source { error, .. } => error.into(),
         }
     }
@@ -224,12 +230,13 @@ impl From<SourceError> for Problem {
             SourceError::Unreachable { .. } => (StatusCode::SERVICE_UNAVAILABLE, "upstream_unreachable"),
             SourceError::Timeout => (StatusCode::GATEWAY_TIMEOUT, "upstream_timeout"),
             SourceError::Unusable { .. } => (StatusCode::BAD_GATEWAY, "upstream_unusable_answer"),
+            SourceError::LocalLimit => (StatusCode::TOO_MANY_REQUESTS, "upstream_rate_limited"),
             SourceError::Aborted => (StatusCode::INTERNAL_SERVER_ERROR, "internal_error"),
         };
         let problem = Self::new(status, code, error.to_string());
         match error {
             SourceError::Throttled { retry_after } => problem.retry_after(retry_after),
-            SourceError::Unreachable { .. } => problem.retry_after(None),
+            SourceError::Unreachable { .. } | SourceError::LocalLimit => problem.retry_after(None),
             _ => problem,
         }
     }
@@ -262,12 +269,13 @@ mod tests {
             (SourceError::Unreachable { reason: "x".into() }, 503, "upstream_unreachable"),
             (SourceError::Timeout, 504, "upstream_timeout"),
             (SourceError::Unusable { reason: "x" }, 502, "upstream_unusable_answer"),
+            (SourceError::LocalLimit, 429, "upstream_rate_limited"),
             (SourceError::Aborted, 500, "internal_error"),
         ];
         for (error, status, code) in cases {
             let problem = Problem::from(error);
             assert_eq!((problem.status().as_u16(), problem.code()), (status, code));
-            if status == 503 {
+            if matches!(status, 429 | 503) {
                 assert!(problem.into_response().headers().contains_key(RETRY_AFTER), "{code}");
             }
         }

@@ -21,13 +21,19 @@ pub type Fetching<'a> = Pin<Box<dyn Future<Output = Result<SecretVersion, Source
 /// A boxed look at whether a source could answer.
 pub type Probing<'a> = Pin<Box<dyn Future<Output = Result<(), SourceError>> + Send + 'a>>;
 
-/// Who waits for a fetch, and so how hard the source tries.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Urgency {
-    /// A reader has nothing to fall back on.
-    Cold,
-    /// A value is held; the refresher will try again by itself.
-    Refresh,
+/// A boxed answer about several secrets.
+pub type FetchingBatch<'a> = Pin<Box<dyn Future<Output = Result<BatchAnswer, BatchError>> + Send + 'a>>;
+
+/// What a batch says of each key, in the order in which they were asked for; `None` where it says nothing.
+pub type BatchAnswer = Vec<Option<Result<SecretVersion, SourceError>>>;
+
+/// Why a batch has no answer.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum BatchError {
+    /// The source does not do batches, or not for us.
+    Unsupported,
+    /// It failed as any call may fail.
+    Failed(SourceError),
 }
 
 /// Something that knows secrets.
@@ -38,8 +44,24 @@ pub trait SecretSource: Send + Sync + 'static {
     /// The `operation` label of its metrics.
     fn operation(&self) -> &'static str;
 
-    /// Asks for one secret. Bounded in time by the source itself.
-    fn fetch<'a>(&'a self, key: &'a SecretKey, urgency: Urgency) -> Fetching<'a>;
+    /// Asks for one secret, once. Bounded in time by the source itself.
+    fn fetch<'a>(&'a self, key: &'a SecretKey) -> Fetching<'a>;
+
+    /// The most keys of one batch; 1 where there are no batches.
+    fn max_batch(&self) -> usize {
+        1
+    }
+
+    /// The `operation` label of a batch.
+    fn batch_operation(&self) -> &'static str {
+        self.operation()
+    }
+
+    /// Asks for the current versions of several secrets of one region and role in one call: 2 to
+    /// [`SecretSource::max_batch`] of them.
+    fn fetch_batch<'a>(&'a self, _keys: &'a [SecretKey]) -> FetchingBatch<'a> {
+        Box::pin(std::future::ready(Err(BatchError::Unsupported)))
+    }
 
     /// Finds out, without asking for a secret, what would keep every fetch from succeeding: so that it can be
     /// said before somebody needs one.
@@ -125,6 +147,11 @@ pub enum SourceError {
         /// What was wrong with it.
         reason: &'static str,
     },
+    /// Our own bounds on calls, not the source's.
+    #[error(
+        "too many secrets are being asked for that the daemon does not hold; see [refresh] rate and max_concurrency"
+    )]
+    LocalLimit,
     /// A defect of ours: the fetch ended without an outcome.
     #[error("the fetch ended unexpectedly; this is a defect of smcached")]
     Aborted,
@@ -144,6 +171,7 @@ impl SourceError {
             | Self::Unreachable { .. }
             | Self::Timeout
             | Self::Unusable { .. }
+            | Self::LocalLimit
             | Self::Aborted => ErrorClass::Transient,
         }
     }
@@ -168,7 +196,29 @@ impl SourceError {
             Self::Unreachable { .. } => "unreachable",
             Self::Timeout => "timeout",
             Self::Unusable { .. } => "unusable_answer",
+            Self::LocalLimit => "local_limit",
             Self::Aborted => "aborted",
         }
+    }
+
+    /// Whether it says something of the endpoint, or of our identity there, rather than of one secret: enough
+    /// of these in a row and asking on is in vain.
+    pub fn is_about_the_endpoint(&self) -> bool {
+        matches!(
+            self,
+            Self::Unreachable { .. }
+                | Self::Timeout
+                | Self::Upstream { .. }
+                | Self::NoIdentity { .. }
+                | Self::IdentityRejected { .. }
+        )
+    }
+
+    /// Whether another attempt within a moment may succeed, as the AWS SDKs' standard retries see it.
+    pub fn is_worth_another_attempt(&self) -> bool {
+        matches!(
+            self,
+            Self::Unreachable { .. } | Self::Timeout | Self::Upstream { .. } | Self::Throttled { .. }
+        )
     }
 }

@@ -268,6 +268,9 @@ fn cache_status(hit_headers: &HitHeaders, answer: &Answer) -> HeaderValue {
 fn failed_status(error: &ReadError) -> HeaderValue {
     match error {
         ReadError::NotHeld => HeaderValue::from_static("smcached; detail=only-if-cached"),
+        ReadError::ForcedTooOften { .. } => {
+            HeaderValue::from_static("smcached; detail=forced-refresh-limited")
+        }
         ReadError::Source { remembered_for: Some(left), .. } => {
             rendered(&format!("smcached; hit; ttl={}; detail=negative", left.as_secs()))
         }

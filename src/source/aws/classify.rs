@@ -8,8 +8,7 @@ use std::time::Duration;
 
 use aws_credential_types::provider::error::CredentialsError;
 use aws_sdk_secretsmanager::config::http::HttpResponse;
-use aws_sdk_secretsmanager::error::SdkError;
-use aws_sdk_secretsmanager::operation::get_secret_value::GetSecretValueError;
+use aws_sdk_secretsmanager::error::{ProvideErrorMetadata, SdkError};
 
 use crate::source::SourceError;
 
@@ -59,7 +58,7 @@ const CREDENTIALS_SLOW: &str = "no AWS credentials were found in time: check tha
      task role, or set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or [aws] profile";
 
 /// What the error means.
-pub(super) fn classify(error: &SdkError<GetSecretValueError, HttpResponse>) -> SourceError {
+pub(super) fn classify<E: ProvideErrorMetadata>(error: &SdkError<E, HttpResponse>) -> SourceError {
     match error {
         SdkError::ConstructionFailure(_) => {
             SourceError::InvalidRequest { code: "ConstructionFailure".to_owned() }
@@ -82,28 +81,27 @@ pub(super) fn classify(error: &SdkError<GetSecretValueError, HttpResponse>) -> S
 }
 
 /// An error that AWS, or something in its place, sent.
-fn classify_service(error: &GetSecretValueError, raw: &HttpResponse) -> SourceError {
+fn classify_service<E: ProvideErrorMetadata>(error: &E, raw: &HttpResponse) -> SourceError {
     let status = raw.status().as_u16();
-    // A modelled error may come without its code; its variant says as much.
-    let modelled = match error {
-        GetSecretValueError::ResourceNotFoundException(_) => Some("ResourceNotFoundException"),
-        GetSecretValueError::InvalidRequestException(_) => Some("InvalidRequestException"),
-        GetSecretValueError::InvalidParameterException(_) => Some("InvalidParameterException"),
-        GetSecretValueError::DecryptionFailure(_) => Some("DecryptionFailure"),
-        GetSecretValueError::InternalServiceError(_) => Some("InternalServiceError"),
-        _ => None,
-    };
-    let Some(code) = modelled.or_else(|| error.meta().code()) else {
-        return match status {
-            429 => SourceError::Throttled { retry_after: retry_after(raw) },
-            500.. => SourceError::Upstream { status },
-            _ => SourceError::Unusable { reason: "it is an error without a code, perhaps of a proxy" },
-        };
-    };
+    match error.code() {
+        Some(code) => classify_code(code, error.message(), status, retry_after(raw)),
+        None if status == 429 => SourceError::Throttled { retry_after: retry_after(raw) },
+        None if status >= 500 => SourceError::Upstream { status },
+        None => SourceError::Unusable { reason: "it is an error without a code, perhaps of a proxy" },
+    }
+}
+
+/// What a code of AWS means; within a batch, each secret has its own.
+pub(super) fn classify_code(
+    code: &str,
+    message: Option<&str>,
+    status: u16,
+    retry_after: Option<Duration>,
+) -> SourceError {
     match code {
         "ResourceNotFoundException" => SourceError::NotFound,
         "AccessDeniedException" | "AccessDenied" => SourceError::AccessDenied,
-        "InvalidRequestException" if is_about_deletion(error) => SourceError::Deleted,
+        "InvalidRequestException" if is_about_deletion(message) => SourceError::Deleted,
         "InvalidRequestException" | "InvalidParameterException" | "ValidationException" => {
             SourceError::InvalidRequest { code: code.to_owned() }
         }
@@ -111,21 +109,14 @@ fn classify_service(error: &GetSecretValueError, raw: &HttpResponse) -> SourceEr
         "InternalServiceError" | "InternalServiceErrorException" | "InternalFailure" => {
             SourceError::Upstream { status }
         }
-        _ if THROTTLING.contains(&code) => SourceError::Throttled { retry_after: retry_after(raw) },
+        _ if THROTTLING.contains(&code) || status == 429 => SourceError::Throttled { retry_after },
         _ if IDENTITY.contains(&code) => SourceError::IdentityRejected { code: code.to_owned() },
-        _ if status == 429 => SourceError::Throttled { retry_after: retry_after(raw) },
         _ => SourceError::Upstream { status },
     }
 }
 
 /// `InvalidRequestException` has no finer code; only its text tells that the secret is marked for deletion.
-fn is_about_deletion(error: &GetSecretValueError) -> bool {
-    let message = match error {
-        GetSecretValueError::InvalidRequestException(inner) => {
-            inner.message().or_else(|| error.meta().message())
-        }
-        _ => error.meta().message(),
-    };
+fn is_about_deletion(message: Option<&str>) -> bool {
     message.is_some_and(|message| message.to_ascii_lowercase().contains("delet"))
 }
 

@@ -135,7 +135,8 @@ impl Clients {
             return Err(SourceError::NoIdentity { advice: NO_REGION.to_owned() });
         };
         tracing::info!(region = %region, role = role.as_deref(), "using Secrets Manager");
-        let mut config = Builder::from(&base);
+        // One attempt a call: the cache counts, spaces and repeats them, and knows who waits.
+        let mut config = Builder::from(&base).retry_config(RetryConfig::disabled());
         if let Some(role) = role {
             let mut sts = base.to_builder();
             if let Some(url) = &self.options.sts_endpoint_url {
@@ -164,8 +165,8 @@ impl Clients {
             .build();
         let mut loader = aws_config::defaults(BehaviorVersion::v2026_01_12())
             .timeout_config(timeouts)
-            // Standard, not adaptive: that shares one limiter, and one throttled secret would slow all.
-            .retry_config(retries(options.max_attempts));
+            // For what gives credentials: somebody may be waiting, so the pauses are short.
+            .retry_config(RetryConfig::standard().with_initial_backoff(Duration::from_millis(200)));
         if let Ok(name) = AppName::new(env!("CARGO_PKG_NAME")) {
             loader = loader.app_name(name);
         }
@@ -188,12 +189,6 @@ impl Clients {
         let loading = timeout(options.identity_timeout, loader.identity_cache(identities).load());
         loading.await.map_err(|_| SourceError::NoIdentity { advice: NO_REGION.to_owned() })
     }
-}
-
-/// Retries with pauses of at most 200 and then 400 ms: somebody may be waiting, and the SDK's own first pause
-/// of up to a second would outlast them.
-pub(super) fn retries(max_attempts: u32) -> RetryConfig {
-    RetryConfig::standard().with_max_attempts(max_attempts).with_initial_backoff(Duration::from_millis(200))
 }
 
 /// An HTTP client that trusts these certificates and no others: `AWS_CA_BUNDLE`, which the SDK ignores.

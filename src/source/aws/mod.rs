@@ -1,8 +1,10 @@
 //! AWS Secrets Manager. The only module that knows the AWS SDK.
 //!
-//! One call, `GetSecretValue`, is all that is needed: it is all that the usual policy grants. `clients`
-//! makes and renews an SDK client per region and role; `classify` says what an error means.
+//! One call, `GetSecretValue`, is all that is needed: it is all that the usual policy grants. `batch` asks for
+//! several secrets in one call where that is granted too; `clients` makes and renews an SDK client per region
+//! and role; `classify` says what an error means. Every call is one attempt: retries are the cache's.
 
+mod batch;
 mod classify;
 mod clients;
 #[cfg(test)]
@@ -10,12 +12,12 @@ mod tests;
 
 use std::time::{Duration, SystemTime};
 
-use aws_sdk_secretsmanager::config::Config;
 use aws_sdk_secretsmanager::operation::get_secret_value::GetSecretValueOutput;
+use aws_sdk_secretsmanager::primitives::{Blob, DateTime};
 
 use self::classify::classify;
-use self::clients::{Clients, retries};
-use super::{Fetching, Probing, SecretSource, SourceError, Urgency};
+use self::clients::Clients;
+use super::{Fetching, FetchingBatch, Probing, SecretSource, SourceError};
 use crate::secret::{SecretKey, SecretValue, SecretVersion};
 
 /// How AWS is reached. What is `None` is left to the SDK's own chain.
@@ -35,61 +37,48 @@ pub struct AwsOptions {
     pub connect_timeout: Duration,
     /// The longest that one attempt may take.
     pub attempt_timeout: Duration,
-    /// The longest that a call may take, retries included.
+    /// The longest that a call may take, loading credentials included.
     pub operation_timeout: Duration,
     /// The longest that the SDK's chain may look for a region, or for credentials: less than a reader
     /// waits, so that the reader is told what is missing.
     pub identity_timeout: Duration,
-    /// The most attempts of a call that a reader waits for.
-    pub max_attempts: u32,
     /// Certificates to trust instead of the system's, in PEM form.
     pub ca_bundle: Option<Vec<u8>>,
 }
-
-/// A refresh tries no more often than this: the refresher itself is the retry.
-const MAX_REFRESH_ATTEMPTS: u32 = 2;
 
 /// Secrets Manager in every region and role that is asked for.
 #[derive(Debug)]
 pub struct AwsSource {
     clients: Clients,
-    max_attempts: u32,
 }
 
 impl AwsSource {
     /// Does nothing yet: clients are made on first use.
     pub fn new(options: AwsOptions) -> Self {
-        Self { max_attempts: options.max_attempts, clients: Clients::new(options) }
+        Self { clients: Clients::new(options) }
     }
 
-    async fn get_secret_value(
-        &self,
-        key: &SecretKey,
-        urgency: Urgency,
-    ) -> Result<SecretVersion, SourceError> {
+    async fn get_secret_value(&self, key: &SecretKey) -> Result<SecretVersion, SourceError> {
         let client = self.clients.client(key).await?;
-        let attempts = match urgency {
-            Urgency::Cold => self.max_attempts,
-            Urgency::Refresh => self.max_attempts.min(MAX_REFRESH_ATTEMPTS),
-        };
         let answer = client
             .get_secret_value()
             .secret_id(key.id.as_str())
             .set_version_id(key.selector.id().map(str::to_owned))
             .set_version_stage(key.selector.stage().map(str::to_owned))
-            .customize()
-            .config_override(Config::builder().retry_config(retries(attempts)))
             .send()
             .await;
-        match answer.map_err(|error| classify(&error)) {
+        match answer {
             Ok(output) => version(output),
-            Err(error) => {
-                if matches!(error, SourceError::IdentityRejected { .. }) {
-                    self.clients.renew(key).await;
-                }
-                Err(error)
-            }
+            Err(error) => Err(self.renewing(key, classify(&error)).await),
         }
+    }
+
+    /// Sees to it that rejected credentials are not used again.
+    async fn renewing(&self, key: &SecretKey, error: SourceError) -> SourceError {
+        if matches!(error, SourceError::IdentityRejected { .. }) {
+            self.clients.renew(key).await;
+        }
+        error
     }
 }
 
@@ -102,8 +91,20 @@ impl SecretSource for AwsSource {
         "GetSecretValue"
     }
 
-    fn fetch<'a>(&'a self, key: &'a SecretKey, urgency: Urgency) -> Fetching<'a> {
-        Box::pin(self.get_secret_value(key, urgency))
+    fn fetch<'a>(&'a self, key: &'a SecretKey) -> Fetching<'a> {
+        Box::pin(self.get_secret_value(key))
+    }
+
+    fn max_batch(&self) -> usize {
+        batch::MAX_IDS
+    }
+
+    fn batch_operation(&self) -> &'static str {
+        "BatchGetSecretValue"
+    }
+
+    fn fetch_batch<'a>(&'a self, keys: &'a [SecretKey]) -> FetchingBatch<'a> {
+        Box::pin(self.batch_get_secret_value(keys))
     }
 
     fn probe(&self) -> Probing<'_> {
@@ -111,22 +112,38 @@ impl SecretSource for AwsSource {
     }
 }
 
-/// Moves the value out of the answer, so that no second copy of it is made.
 fn version(output: GetSecretValueOutput) -> Result<SecretVersion, SourceError> {
-    let value = match (output.secret_string, output.secret_binary) {
+    version_of(
+        output.secret_string,
+        output.secret_binary,
+        (output.arn, output.name, output.version_id),
+        output.version_stages,
+        output.created_date,
+    )
+}
+
+/// Moves the value out of an answer, so that no second copy of it is made.
+fn version_of(
+    text: Option<String>,
+    binary: Option<Blob>,
+    (arn, name, version_id): (Option<String>, Option<String>, Option<String>),
+    version_stages: Option<Vec<String>>,
+    created_date: Option<DateTime>,
+) -> Result<SecretVersion, SourceError> {
+    let value = match (text, binary) {
         (Some(text), _) => SecretValue::text(text),
         (None, Some(binary)) => SecretValue::binary(binary.into_inner()),
         (None, None) => return Err(SourceError::Unusable { reason: "it has no value" }),
     };
-    let (Some(arn), Some(name), Some(version_id)) = (output.arn, output.name, output.version_id) else {
+    let (Some(arn), Some(name), Some(version_id)) = (arn, name, version_id) else {
         return Err(SourceError::Unusable { reason: "it lacks ARN, Name or VersionId" });
     };
     Ok(SecretVersion {
         arn,
         name,
         version_id,
-        version_stages: output.version_stages.unwrap_or_default(),
-        created_date: output.created_date.and_then(|date| SystemTime::try_from(date).ok()),
+        version_stages: version_stages.unwrap_or_default(),
+        created_date: created_date.and_then(|date| SystemTime::try_from(date).ok()),
         value,
     })
 }

@@ -13,7 +13,7 @@ use tokio::sync::watch;
 use zeroize::Zeroizing;
 
 use self::parse::{Snapshot, VersionIds};
-use super::{Fetching, SecretSource, SourceError, Urgency};
+use super::{Fetching, SecretSource, SourceError};
 use crate::document::Complaints;
 use crate::file_watch::FileWatch;
 use crate::secret::{SecretKey, SecretVersion};
@@ -87,7 +87,7 @@ impl SecretSource for FileSource {
         "ReadFile"
     }
 
-    fn fetch<'a>(&'a self, key: &'a SecretKey, _urgency: Urgency) -> Fetching<'a> {
+    fn fetch<'a>(&'a self, key: &'a SecretKey) -> Fetching<'a> {
         Box::pin(std::future::ready(self.find(key)))
     }
 
@@ -116,7 +116,7 @@ mod tests {
     }
 
     async fn value(source: &FileSource, raw: &str) -> Result<Vec<u8>, SourceError> {
-        let version = source.fetch(&key(raw), Urgency::Cold).await?;
+        let version = source.fetch(&key(raw)).await?;
         Ok(version.value.expose().to_vec())
     }
 

@@ -1,6 +1,6 @@
 //! How the source fares: what `/status` shows, and one log line when that changes.
 
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use tokio::time::Instant;
@@ -22,7 +22,7 @@ pub enum UpstreamState {
 }
 
 /// What is known of the source.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct UpstreamSummary {
     /// Whether it answers.
     pub state: UpstreamState,
@@ -32,10 +32,27 @@ pub struct UpstreamSummary {
     pub last_answer: Option<Duration>,
     /// The last failure, and the time since.
     pub last_error: Option<(SourceError, Duration)>,
+    /// The calls a second that are allowed at present: less than configured after throttling.
+    pub rate: f64,
+    /// The regions and roles that have been asked, in no order.
+    pub places: Vec<PlaceSummary>,
+}
+
+/// What is known of one region and role.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PlaceSummary {
+    /// The region; `None` is the daemon's default.
+    pub region: Option<Arc<str>>,
+    /// The role; `None` is the daemon's default.
+    pub role_arn: Option<Arc<str>>,
+    /// It is only probed, since it does not answer.
+    pub is_dead: bool,
+    /// Refreshes share calls here.
+    pub batches: bool,
 }
 
 #[derive(Debug, Default)]
-pub(super) struct Upstream {
+pub(super) struct Health {
     record: Mutex<Record>,
 }
 
@@ -48,7 +65,7 @@ struct Record {
     last_reminder: Option<Instant>,
 }
 
-impl Upstream {
+impl Health {
     /// Notes how a call ended. A refusal is an answer: the source works.
     pub(super) fn note(&self, source: &'static str, error: Option<&SourceError>, now: Instant) {
         let mut record = self.lock();
@@ -77,9 +94,8 @@ impl Upstream {
         }
     }
 
-    pub(super) fn summary(&self) -> UpstreamSummary {
+    pub(super) fn summary(&self, rate: f64, places: Vec<PlaceSummary>, now: Instant) -> UpstreamSummary {
         let record = self.lock();
-        let now = Instant::now();
         let state = match (record.failing_since, record.last_answer) {
             (Some(_), _) => UpstreamState::Failing,
             (None, Some(_)) => UpstreamState::Answering,
@@ -93,6 +109,8 @@ impl Upstream {
                 .last_error
                 .as_ref()
                 .map(|(error, at)| (error.clone(), now.duration_since(*at))),
+            rate,
+            places,
         }
     }
 

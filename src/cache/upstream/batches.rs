@@ -1,0 +1,337 @@
+//! Refreshes that share a call. Those that come within a moment, for one region and role, wait for each other and
+//! then for their turn together; whoever comes while they wait comes along.
+//!
+//! Where batches are denied or unknown that is noticed, said once, and single calls are made; much later they are
+//! tried again. The same for a while where they are throttled or garbled again and again: AWS allows 100 batches
+//! a second in an account and region, but 10,000 single calls
+//! (<https://docs.aws.amazon.com/secretsmanager/latest/userguide/reference_limits.html>).
+
+use std::collections::{HashMap, VecDeque};
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use tokio::sync::oneshot;
+use tokio::time::{Instant, sleep, timeout};
+
+use super::limits::{Class, Turn};
+use super::{Asked, Departure, Upstream, checked};
+use crate::secret::{Origin, SecretKey};
+use crate::source::{BatchError, SourceError};
+
+/// How long the first waits for others.
+const LINGER: Duration = Duration::from_millis(10);
+
+/// Where batches are not supported, they are tried again after this time, jittered by a quarter.
+const UNSUPPORTED_FOR: Duration = Duration::from_hours(1);
+
+/// Where they are supported and fail, after this time, jittered likewise.
+const FAILING_FOR: Duration = Duration::from_mins(5);
+
+/// So many batches in a row that were throttled or garbled, and single calls are made for a while.
+const MAX_STRIKES: u32 = 3;
+
+/// Where one waits for the answer.
+pub(super) type Seat = oneshot::Receiver<Asked>;
+
+/// Whether batches work at an endpoint.
+#[derive(Debug, Default)]
+pub(super) struct Ability {
+    /// The last batch was answered. Until then batches go one by one, so that their lack costs one call.
+    is_proven: bool,
+    missing_until: Option<Instant>,
+    strikes: u32,
+}
+
+impl Ability {
+    pub(super) fn is_there(&self, now: Instant) -> bool {
+        self.missing_until.is_none_or(|until| now >= until)
+    }
+
+    /// Notes how a batch ended; true if batches are given up for now.
+    fn note(&mut self, error: Option<&BatchError>, now: Instant, random: f64) -> bool {
+        let pause = match error {
+            Some(BatchError::Unsupported) => UNSUPPORTED_FOR,
+            Some(BatchError::Failed(SourceError::Throttled { .. } | SourceError::Unusable { .. })) => {
+                self.strikes += 1;
+                if self.strikes < MAX_STRIKES {
+                    return false;
+                }
+                FAILING_FOR
+            }
+            // These say nothing of batches as such.
+            Some(BatchError::Failed(_)) => return false,
+            None => {
+                *self = Self { is_proven: true, ..Self::default() };
+                return false;
+            }
+        };
+        let until = now + pause.mul_f64(0.75 + 0.5 * random);
+        *self = Self { missing_until: Some(until), ..Self::default() };
+        true
+    }
+}
+
+/// Who waits for a batch, by endpoint.
+#[derive(Debug, Default)]
+pub(super) struct Batches {
+    lines: Mutex<HashMap<Origin, Line>>,
+}
+
+#[derive(Debug, Default)]
+struct Line {
+    waiting: VecDeque<Passenger>,
+    /// Somebody sees to it that those who wait depart.
+    is_attended: bool,
+}
+
+#[derive(Debug)]
+struct Passenger {
+    key: SecretKey,
+    teller: oneshot::Sender<Asked>,
+    departure: Departure,
+}
+
+impl Batches {
+    fn lines(&self) -> MutexGuard<'_, HashMap<Origin, Line>> {
+        self.lines.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Takes those who depart together; whether others are left.
+    fn take(&self, place: &Origin, at_most: usize) -> (Vec<Passenger>, bool) {
+        let mut lines = self.lines();
+        let Some(line) = lines.get_mut(place) else { return (Vec::new(), false) };
+        let mut group = Vec::new();
+        while group.len() < at_most
+            && let Some(passenger) = line.waiting.pop_front()
+        {
+            // Whoever left the line goes on in another way.
+            if !passenger.teller.is_closed() {
+                group.push(passenger);
+            }
+        }
+        line.is_attended = !line.waiting.is_empty();
+        (group, line.is_attended)
+    }
+}
+
+impl Upstream {
+    /// Whether refreshes of this endpoint share calls at present.
+    pub(super) fn batches_work(&self, place: &Origin) -> bool {
+        self.may_batch() && self.endpoint(place, |endpoint| endpoint.ability.is_there(Instant::now()))
+    }
+
+    pub(super) fn may_batch(&self) -> bool {
+        self.options.load().batch && self.source.max_batch() > 1
+    }
+
+    /// How many more would fill the batch that waits for this endpoint.
+    pub(in crate::cache) fn room_in_batch(&self, place: &Origin) -> usize {
+        if !self.batches_work(place) {
+            return 0;
+        }
+        let size = self.source.max_batch();
+        let waiting = self.batches.lines().get(place).map_or(0, |line| line.waiting.len());
+        (size - waiting % size) % size
+    }
+
+    /// Takes a seat in the next batch.
+    pub(super) fn join_batch(self: &Arc<Self>, key: &SecretKey, departure: Departure) -> Seat {
+        let (teller, seat) = oneshot::channel();
+        let place = key.place();
+        let mut lines = self.batches.lines();
+        let line = lines.entry(place.clone()).or_default();
+        line.waiting.push_back(Passenger { key: key.clone(), teller, departure });
+        if !std::mem::replace(&mut line.is_attended, true) {
+            let upstream = Arc::clone(self);
+            tokio::spawn(async move { upstream.attend(place).await });
+        }
+        seat
+    }
+
+    /// Has those who wait depart, as many as a call takes at a time.
+    async fn attend(self: Arc<Self>, place: Origin) {
+        sleep(LINGER).await;
+        loop {
+            if let Some(error) = self.refusal(&place) {
+                let (group, others_wait) = self.batches.take(&place, usize::MAX);
+                for passenger in group {
+                    passenger.tell(Asked::without_call(error.clone()));
+                }
+                if others_wait {
+                    continue;
+                }
+                return;
+            }
+            if !self.batches_work(&place) {
+                let (group, others_wait) = self.batches.take(&place, usize::MAX);
+                for passenger in group {
+                    self.ask_alone(passenger);
+                }
+                if others_wait {
+                    continue;
+                }
+                return;
+            }
+            let turn = self.limits.enter(Class::Refresh, None).await;
+            let (group, others_wait) = self.batches.take(&place, self.source.max_batch());
+            if let Ok(turn) = turn
+                && !group.is_empty()
+            {
+                let is_proven = self.endpoint(&place, |endpoint| endpoint.ability.is_proven);
+                let (upstream, to) = (Arc::clone(&self), place.clone());
+                let departing = tokio::spawn(async move { upstream.depart(&to, group, turn).await });
+                if !is_proven {
+                    let _ended = departing.await;
+                }
+            }
+            if !others_wait {
+                return;
+            }
+        }
+    }
+
+    /// One call for a group.
+    async fn depart(self: &Arc<Self>, place: &Origin, group: Vec<Passenger>, turn: Turn) {
+        let keys: Vec<_> = group.iter().map(|passenger| passenger.key.clone()).collect();
+        for passenger in &group {
+            passenger.departure.note();
+        }
+        if let Err(error) = self.endpoint(place, |endpoint| endpoint.breaker.admit(Instant::now())) {
+            return tell_all(group, || Asked::without_call(error.clone()));
+        }
+        let at = Instant::now();
+        let limit = self.options.load().call_timeout();
+        let is_batch = keys.len() > 1;
+        let asking = async {
+            match &keys[..] {
+                [key] => Ok(vec![Some(self.source.fetch(key).await)]),
+                keys => self.source.fetch_batch(keys).await,
+            }
+        };
+        let answer = timeout(limit, asking).await.unwrap_or(Err(BatchError::Failed(SourceError::Timeout)));
+        drop(turn);
+        let error = match &answer {
+            Ok(answers) if !is_batch => {
+                answers.first().and_then(Option::as_ref).and_then(|a| a.as_ref().err())
+            }
+            // It answered, though not as we would have liked.
+            Ok(_) | Err(BatchError::Unsupported) => None,
+            Err(BatchError::Failed(error)) => Some(error),
+        };
+        let operation = if is_batch { self.source.batch_operation() } else { self.source.operation() };
+        let result = match (&answer, error) {
+            (Err(BatchError::Unsupported), _) => "unsupported",
+            (_, Some(error)) => error.kind(),
+            (_, None) => "success",
+        };
+        self.note_call(operation, at, result, error);
+        self.note_endpoint(place, &keys, error);
+        if is_batch {
+            self.note_ability(place, answer.as_ref().err());
+        }
+        match answer {
+            Ok(answers) => {
+                for (passenger, answer) in group.into_iter().zip(answers) {
+                    match answer {
+                        Some(answer) => {
+                            let answer = answer.and_then(|version| checked(&passenger.key, version));
+                            passenger.tell(Asked { at, answer, called: true, instead_of: None });
+                        }
+                        None => self.ask_alone(passenger),
+                    }
+                }
+            }
+            Err(BatchError::Unsupported) => {
+                for passenger in group {
+                    self.ask_alone(passenger);
+                }
+            }
+            Err(BatchError::Failed(error)) => {
+                tell_all(group, || Asked { at, answer: Err(error.clone()), called: true, instead_of: None });
+            }
+        }
+    }
+
+    /// A call of its own for one whom no batch answers.
+    fn ask_alone(self: &Arc<Self>, passenger: Passenger) {
+        let upstream = Arc::clone(self);
+        tokio::spawn(async move {
+            let Passenger { key, mut teller, departure } = passenger;
+            tokio::select! {
+                asked = upstream.call_for_refresh(&key, &departure) => drop(teller.send(asked)),
+                () = teller.closed() => {}
+            }
+        });
+    }
+
+    fn note_ability(&self, place: &Origin, error: Option<&BatchError>) {
+        let is_given_up =
+            self.endpoint(place, |endpoint| endpoint.ability.note(error, Instant::now(), fastrand::f64()));
+        if !is_given_up {
+            return;
+        }
+        let operation = self.source.batch_operation();
+        let (region, role) = (place.region.as_deref(), place.role_arn.as_deref());
+        match error {
+            Some(BatchError::Failed(error)) => {
+                let reason = error.kind();
+                tracing::warn!(
+                    region,
+                    role,
+                    operation,
+                    reason,
+                    "batches keep failing; single calls are made for some minutes"
+                );
+            }
+            _ if self.batch_is_said.swap(true, Ordering::Relaxed) => {}
+            _ => {
+                tracing::info!(
+                    region,
+                    role,
+                    operation,
+                    "batches are not allowed or not known here; single calls are made"
+                );
+            }
+        }
+    }
+}
+
+impl Passenger {
+    fn tell(self, asked: Asked) {
+        // Whoever asked may have gone.
+        let _ = self.teller.send(asked);
+    }
+}
+
+fn tell_all(group: Vec<Passenger>, asked: impl Fn() -> Asked) {
+    for passenger in group {
+        passenger.tell(asked());
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn what_is_unsupported_is_tried_again_much_later_and_what_fails_a_little_later() {
+        let start = Instant::now();
+        let mut ability = Ability::default();
+        assert!(ability.note(Some(&BatchError::Unsupported), start, 0.5));
+        assert!(!ability.is_there(start + UNSUPPORTED_FOR / 2) && ability.is_there(start + UNSUPPORTED_FOR));
+        let throttled = BatchError::Failed(SourceError::Throttled { retry_after: None });
+        let mut ability = Ability::default();
+        for _ in 0..3 {
+            assert!(!ability.note(Some(&throttled), start, 0.5));
+            assert!(!ability.note(Some(&throttled), start, 0.5));
+            assert!(!ability.note(None, start, 0.5), "an answer in between");
+        }
+        for expected in [false, false, true] {
+            assert_eq!(ability.note(Some(&throttled), start, 0.5), expected);
+        }
+        assert!(!ability.is_there(start) && ability.is_there(start + FAILING_FOR));
+        let refused = BatchError::Failed(SourceError::Timeout);
+        assert!((0..9).all(|_| !ability.note(Some(&refused), start, 0.5)), "the breaker's business");
+    }
+}
