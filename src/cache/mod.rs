@@ -229,7 +229,8 @@ impl Cache {
     /// A held value that the reader or its age makes doubtful: wait a moment for something newer, and
     /// not at all while the source is known to fail.
     async fn revalidate(&self, slot: &Arc<Slot>, held: Arc<Held>, now: Instant) -> Result<Answer, ReadError> {
-        if slot.is_troubled() || self.shared.upstream.is_held_back(&slot.key) {
+        let patience = self.shared.settings.load().options.revalidate_timeout;
+        if slot.is_troubled() || self.shared.upstream.is_held_back(&slot.key, patience) {
             self.shared.refresh(slot, now);
             return Ok(served_held(held, now));
         }
@@ -237,7 +238,7 @@ impl Cache {
             Boarding::Landed(outcome) => return fetched(outcome, Forward::Stale, true, &held.policy),
             Boarding::Waiting { waiter, collapsed } => (waiter, collapsed),
         };
-        match timeout(self.shared.settings.load().options.revalidate_timeout, waiter.outcome()).await {
+        match timeout(patience, waiter.outcome()).await {
             Ok(Err(error)) if error.class() != ErrorClass::Authoritative => {
                 Ok(served_held(held, Instant::now()))
             }

@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use tokio::time::{advance, sleep};
 
@@ -20,6 +20,8 @@ const SECOND: Duration = Duration::from_secs(1);
 #[derive(Default)]
 struct Scripted {
     secrets: Mutex<HashMap<String, u32>>,
+    /// Versions that a region has instead, or why it gives none.
+    regions: Mutex<HashMap<String, Result<u32, SourceError>>>,
     failure: Mutex<Option<SourceError>>,
     delay: Mutex<Duration>,
     calls: AtomicUsize,
@@ -66,13 +68,15 @@ impl Scripted {
         let name = key.id.name();
         let name = if key.id.is_arn() { name.strip_suffix("-AbCdEf").unwrap_or(name) } else { name };
         let version = *self.secrets.lock().unwrap().get(name).ok_or(SourceError::NotFound)?;
+        let region = key.region().unwrap_or("us-west-2");
+        let version = self.regions.lock().unwrap().get(region).cloned().unwrap_or(Ok(version))?;
         let padding = "x".repeat(self.size.load(Ordering::SeqCst));
         Ok(SecretVersion {
-            arn: format!("{ARN}{name}-AbCdEf"),
+            arn: format!("{}{name}-AbCdEf", ARN.replace("us-west-2", region)),
             name: name.to_owned(),
             version_id: format!("v{version}"),
             version_stages: vec!["AWSCURRENT".to_owned()],
-            created_date: None,
+            created_date: Some(SystemTime::UNIX_EPOCH + SECOND * version),
             value: SecretValue::text(format!("{name} {version}{padding}")),
         })
     }
@@ -160,7 +164,14 @@ impl Rig {
             ttl: None,
             fallback_regions: Vec::new(),
         };
-        let resolver = Arc::new(Resolver::new([group], Unlisted::Allow));
+        let replicated = Group {
+            name: "replicated".into(),
+            prefix: "replicated/".into(),
+            origin: Origin { region: Some("us-west-2".into()), role_arn: None },
+            fallback_regions: vec!["us-east-1".into(), "eu-west-1".into()],
+            ..group.clone()
+        };
+        let resolver = Arc::new(Resolver::new([group, replicated], Unlisted::Allow));
         let metrics = Metrics::new();
         let policies = Policies::new(Arc::clone(&resolver), options.lifetimes, &metrics.cache);
         let dyn_source = Arc::clone(&source) as Arc<dyn SecretSource>;
@@ -903,4 +914,34 @@ async fn other_settings_hold_for_what_is_held() {
     let calls = rig.source.calls();
     pass(SECOND * 100).await;
     assert!(rig.source.calls() <= calls + 1, "no longer");
+}
+
+#[tokio::test(start_paused = true)]
+async fn when_a_region_fails_its_replicas_are_asked_and_never_for_a_refusal() {
+    let rig = Rig::new();
+    rig.source.put("replicated/db", 2);
+    let set = |region: &str, answer: Result<u32, SourceError>| {
+        rig.source.regions.lock().unwrap().insert(region.to_owned(), answer);
+    };
+    set("us-west-2", Err(UNREACHABLE()));
+    set("us-east-1", Err(SourceError::NotFound));
+    let cold = rig.read("replicated/db").await.unwrap();
+    assert_eq!((cold.served, text(&cold)), (MISS, "replicated/db 2"));
+    assert_eq!(cold.held.version.arn, format!("{ARN}replicated/db-AbCdEf"), "it is the same secret");
+    assert_eq!(rig.metric("smcached_upstream_failovers_total"), 1);
+    // A held value is renewed from a replica too, but never by an older one.
+    set("eu-west-1", Ok(3));
+    let control = "max-age=0";
+    pass(SECOND * 50).await;
+    assert_eq!(text(&rig.read_under("replicated/db", control).await.unwrap()), "replicated/db 3");
+    set("eu-west-1", Ok(1));
+    pass(SECOND * 50).await;
+    let kept = rig.read_under("replicated/db", control).await.unwrap();
+    assert_eq!((text(&kept), kept.served), ("replicated/db 3", Served::Hit));
+    assert_eq!(rig.cache.view().summary().entries, 1);
+    for refusal in [SourceError::NotFound, SourceError::AccessDenied] {
+        set("us-west-2", Err(refusal.clone()));
+        assert!(rig.read_under("replicated/db", "no-cache").await.is_err(), "{refusal}");
+        pass(SECOND * 11).await;
+    }
 }

@@ -8,6 +8,7 @@ mod support;
 mod commands;
 mod contract;
 mod documentation;
+mod faults;
 mod flyte;
 mod freshness;
 mod hostile;
@@ -15,6 +16,7 @@ mod identity;
 mod native_api;
 mod operations;
 mod process;
+mod upstream;
 
 /// The binary under test.
 const SMCACHED: &str = env!("CARGO_BIN_EXE_smcached");

@@ -1,64 +1,37 @@
 //! A Secrets Manager in this process: AWS's exact shapes, every call counted, every fault on command. The
 //! oracle of the tests; moto is the second opinion.
 
-use std::collections::HashMap;
-use std::net::SocketAddr;
+use std::collections::{BTreeMap, HashSet};
+use std::ops::Deref;
 use std::sync::{Arc, Mutex, MutexGuard};
-use std::time::Duration;
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use serde_json::{Value, json};
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::{TcpSocket, TcpStream};
-use tokio::task::JoinSet;
-use tokio::time::sleep;
 
 use super::ARN;
-
-/// What may go wrong with every answer, until told otherwise.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Fault {
-    /// 400 `ThrottlingException`.
-    Throttle400,
-    /// 429 without a code.
-    Throttle429,
-    /// 500 `InternalServiceError`.
-    Http500,
-    /// A bare 503.
-    Http503,
-    /// No answer, the connection stays open.
-    Hang,
-    /// The connection is reset before the answer.
-    ResetBefore,
-    /// The connection is reset in the middle of the answer.
-    ResetMiddle,
-    /// 200 with half a JSON document.
-    Garble,
-    /// 200 with `{}`.
-    EmptyObject,
-    /// 403 with HTML, as of a proxy.
-    Html403,
-    /// The answer for another secret.
-    WrongSecret,
-    /// 400 `ExpiredTokenException`.
-    ExpiredToken,
-}
+use super::faults::{Request, Server, error};
 
 /// The fake. Stops when dropped.
 pub struct FakeAws {
-    port: u16,
+    server: Server,
     state: Arc<Mutex<State>>,
-    server: Mutex<Option<JoinSet<()>>>,
+}
+
+impl Deref for FakeAws {
+    type Target = Server;
+
+    fn deref(&self) -> &Server {
+        &self.server
+    }
 }
 
 #[derive(Default)]
 struct State {
-    secrets: HashMap<String, Secret>,
-    fault: Option<Fault>,
-    latency: Duration,
-    /// Action and secret id of every call.
-    calls: Vec<(String, String)>,
+    secrets: BTreeMap<String, Secret>,
+    denied_actions: HashSet<String>,
+    /// The most secrets of one page.
+    page: Option<usize>,
 }
 
 #[derive(Clone)]
@@ -66,6 +39,7 @@ struct Secret {
     name: String,
     /// Oldest first.
     versions: Vec<Version>,
+    tags: Vec<(String, String)>,
     is_deleted: bool,
     is_denied: bool,
 }
@@ -93,17 +67,11 @@ impl From<&str> for Stored {
 impl FakeAws {
     /// Starts on a free port of loopback.
     pub fn start() -> Self {
-        let fake = Self { port: super::free_port(), state: Arc::default(), server: Mutex::default() };
-        fake.listen();
-        fake
-    }
-
-    pub fn port(&self) -> u16 {
-        self.port
-    }
-
-    pub fn url(&self) -> String {
-        format!("http://127.0.0.1:{}", self.port)
+        let state: Arc<Mutex<State>> = Arc::default();
+        let answering = Arc::clone(&state);
+        let server =
+            Server::start(move |request| std::future::ready(answering.lock().unwrap().answer(&request)));
+        Self { server, state }
     }
 
     /// Stores a value as a new secret, or as the new `AWSCURRENT` of one that exists; returns the
@@ -113,6 +81,7 @@ impl FakeAws {
         let secret = state.secrets.entry(name.to_owned()).or_insert_with(|| Secret {
             name: name.to_owned(),
             versions: Vec::new(),
+            tags: Vec::new(),
             is_deleted: false,
             is_denied: false,
         });
@@ -124,59 +93,43 @@ impl FakeAws {
         id
     }
 
+    /// Adds a tag to a secret.
+    pub fn tag(&self, name: &str, key: &str, value: &str) {
+        self.change(name, |secret| secret.tags.push((key.to_owned(), value.to_owned())));
+    }
+
     /// Marks a secret for deletion.
     pub fn delete(&self, name: &str) {
-        self.lock().secrets.get_mut(name).unwrap().is_deleted = true;
+        self.change(name, |secret| secret.is_deleted = true);
+    }
+
+    /// Takes a secret back that was marked for deletion.
+    pub fn restore(&self, name: &str) {
+        self.change(name, |secret| secret.is_deleted = false);
     }
 
     /// Denies, or allows again, access to a secret.
     pub fn deny(&self, name: &str, is_denied: bool) {
-        self.lock().secrets.get_mut(name).unwrap().is_denied = is_denied;
+        self.change(name, |secret| secret.is_denied = is_denied);
     }
 
-    /// Has every answer from now on go wrong in this way, or right.
-    pub fn fail(&self, fault: Option<Fault>) {
-        self.lock().fault = fault;
+    /// Denies, or allows again, an action.
+    pub fn deny_action(&self, action: &str, is_denied: bool) {
+        let denied = &mut self.lock().denied_actions;
+        if is_denied {
+            denied.insert(action.to_owned())
+        } else {
+            denied.remove(action)
+        };
     }
 
-    /// How long every answer takes from now on.
-    pub fn set_latency(&self, latency: Duration) {
-        self.lock().latency = latency;
+    /// Puts at most so many secrets on one page of an answer.
+    pub fn set_page(&self, page: usize) {
+        self.lock().page = Some(page);
     }
 
-    /// How many calls there were.
-    pub fn calls(&self) -> usize {
-        self.lock().calls.len()
-    }
-
-    /// Every action that was called.
-    pub fn actions(&self) -> Vec<String> {
-        let mut actions: Vec<String> = self.lock().calls.iter().map(|(action, _)| action.clone()).collect();
-        actions.sort();
-        actions.dedup();
-        actions
-    }
-
-    /// Stops listening and breaks all connections: from now on they are refused.
-    pub fn refuse(&self) {
-        *self.server.lock().unwrap() = None;
-    }
-
-    /// Listens again, on the same port.
-    pub fn listen(&self) {
-        let socket = TcpSocket::new_v4().unwrap();
-        socket.set_reuseaddr(true).unwrap();
-        socket.bind(SocketAddr::from(([127, 0, 0, 1], self.port))).unwrap();
-        let listener = socket.listen(4096).unwrap();
-        let state = Arc::clone(&self.state);
-        let mut server = JoinSet::new();
-        server.spawn(async move {
-            let mut connections = JoinSet::new();
-            while let Ok((stream, _)) = listener.accept().await {
-                connections.spawn(serve(stream, Arc::clone(&state)));
-            }
-        });
-        *self.server.lock().unwrap() = Some(server);
+    fn change(&self, name: &str, change: impl FnOnce(&mut Secret)) {
+        change(self.lock().secrets.get_mut(name).unwrap());
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
@@ -184,117 +137,27 @@ impl FakeAws {
     }
 }
 
-/// Answers the requests of one connection.
-async fn serve(mut stream: TcpStream, state: Arc<Mutex<State>>) {
-    stream.set_nodelay(true).unwrap();
-    let mut read = Vec::new();
-    while let Some((action, body)) = next_request(&mut stream, &mut read).await {
-        let (latency, fault, (status, answer)) = {
-            let mut state = state.lock().unwrap();
-            let id = body["SecretId"].as_str().unwrap_or_default().to_owned();
-            state.calls.push((action.clone(), id));
-            (state.latency, state.fault, state.answer(&action, &body))
-        };
-        sleep(latency).await;
-        let (status, content_type, answer) = match fault {
-            None => (status, "application/x-amz-json-1.1", answer.to_string()),
-            Some(Fault::Hang) => return std::future::pending().await,
-            Some(Fault::ResetBefore) => return drop(stream.set_zero_linger()),
-            Some(Fault::ResetMiddle) => {
-                let half = format!(
-                    "HTTP/1.1 200 OK\r\nContent-Length: {}\r\n\r\n{{\"ARN\":",
-                    answer.to_string().len()
-                );
-                let _ = stream.write_all(half.as_bytes()).await;
-                return drop(stream.set_zero_linger());
-            }
-            Some(fault) => faulty(fault, &answer),
-        };
-        let head = format!(
-            "HTTP/1.1 {status} X\r\nContent-Type: {content_type}\r\nContent-Length: {}\r\n\
-             x-amzn-RequestId: 00000000-0000-4000-8000-000000000000\r\n\r\n",
-            answer.len()
-        );
-        if stream.write_all(&[head.as_bytes(), answer.as_bytes()].concat()).await.is_err() {
-            return;
-        }
-    }
-}
-
-fn faulty(fault: Fault, answer: &Value) -> (u16, &'static str, String) {
-    const AWS_JSON: &str = "application/x-amz-json-1.1";
-    let error = |code: &str| error(code, "x").1.to_string();
-    match fault {
-        Fault::Throttle400 => (400, AWS_JSON, error("ThrottlingException")),
-        Fault::Throttle429 => (429, AWS_JSON, String::new()),
-        Fault::Http500 => (500, AWS_JSON, error("InternalServiceError")),
-        Fault::Http503 => (503, AWS_JSON, String::new()),
-        Fault::ExpiredToken => (400, AWS_JSON, error("ExpiredTokenException")),
-        Fault::EmptyObject => (200, AWS_JSON, "{}".to_owned()),
-        Fault::Html403 => (403, "text/html", "<html>Forbidden</html>".to_owned()),
-        Fault::Garble => {
-            let whole = answer.to_string();
-            (200, AWS_JSON, whole[..whole.len() / 2].to_owned())
-        }
-        Fault::WrongSecret => {
-            let mut wrong = answer.clone();
-            wrong["Name"] = json!("another");
-            wrong["ARN"] = json!(format!("{ARN}another-ZzZzZz"));
-            (200, AWS_JSON, wrong.to_string())
-        }
-        Fault::Hang | Fault::ResetBefore | Fault::ResetMiddle => unreachable!("these send no answer"),
-    }
-}
-
-async fn next_request(stream: &mut TcpStream, read: &mut Vec<u8>) -> Option<(String, Value)> {
-    let mut chunk = vec![0; 8 << 10];
-    loop {
-        if let Some(at) = read.windows(4).position(|window| window == b"\r\n\r\n") {
-            let head = String::from_utf8_lossy(&read[..at]).into_owned();
-            let header = |wanted: &str| {
-                let line = head.lines().find_map(|line| {
-                    line.split_once(": ").filter(|(name, _)| name.eq_ignore_ascii_case(wanted))
-                });
-                line.map_or(String::new(), |(_, value)| value.to_owned())
-            };
-            let length: usize = header("content-length").parse().unwrap_or(0);
-            if read.len() >= at + 4 + length {
-                let body = serde_json::from_slice(&read[at + 4..at + 4 + length]).unwrap_or(Value::Null);
-                read.drain(..at + 4 + length);
-                let target = header("x-amz-target");
-                let action = target.strip_prefix("secretsmanager.").unwrap_or("unknown");
-                return Some((action.to_owned(), body));
-            }
-        }
-        match stream.read(&mut chunk).await {
-            Ok(count) if count > 0 => read.extend_from_slice(&chunk[..count]),
-            _ => return None,
-        }
-    }
-}
-
-fn error(code: &str, message: &str) -> (u16, Value) {
-    (400, json!({ "__type": code, "Message": message }))
-}
-
 impl State {
-    fn answer(&self, action: &str, body: &Value) -> (u16, Value) {
-        match action {
+    fn answer(&self, request: &Request) -> (u16, Value) {
+        let (body, region) = (&request.body, request.region.as_str());
+        match request.action.as_str() {
+            action if self.denied_actions.contains(action) => denied(),
             "GetSecretValue" => {
                 let id = body["SecretId"].as_str().unwrap_or_default();
-                self.get(id, body["VersionId"].as_str(), body["VersionStage"].as_str())
+                self.get(region, id, body["VersionId"].as_str(), body["VersionStage"].as_str())
             }
-            "BatchGetSecretValue" => self.batch(body),
-            _ => error("AccessDeniedException", "User is not authorized to perform this action"),
+            "BatchGetSecretValue" => self.batch(request),
+            "ListSecrets" => self.list(request),
+            _ => denied(),
         }
     }
 
-    fn get(&self, id: &str, version_id: Option<&str>, stage: Option<&str>) -> (u16, Value) {
+    fn get(&self, region: &str, id: &str, version_id: Option<&str>, stage: Option<&str>) -> (u16, Value) {
         let missing =
             || error("ResourceNotFoundException", "Secrets Manager can't find the specified secret.");
-        let Some(secret) = self.find(id) else { return missing() };
+        let Some(secret) = self.find(region, id) else { return missing() };
         if secret.is_denied {
-            return error("AccessDeniedException", "User: arn:aws:sts::123456789012:x is not authorized");
+            return denied();
         }
         if secret.is_deleted {
             let message =
@@ -302,17 +165,17 @@ impl State {
             return error("InvalidRequestException", message);
         }
         let stage = stage.or(if version_id.is_none() { Some("AWSCURRENT") } else { None });
-        let version = secret.versions.iter().find(|version| {
+        let version = secret.versions.iter().enumerate().find(|(_, version)| {
             version_id.is_none_or(|id| version.id == id)
                 && stage.is_none_or(|stage| version.stages.contains(&stage))
         });
-        let Some(version) = version else { return missing() };
+        let Some((index, version)) = version else { return missing() };
         let mut answer = json!({
-            "ARN": secret.arn(),
+            "ARN": secret.arn(region),
             "Name": secret.name,
             "VersionId": version.id,
             "VersionStages": version.stages,
-            "CreatedDate": 1_523_477_145.713,
+            "CreatedDate": 1_523_477_145.5 + f64::from(u32::try_from(index).unwrap()),
         });
         match &version.value {
             Stored::Text(text) => answer["SecretString"] = json!(text),
@@ -321,35 +184,78 @@ impl State {
         (200, answer)
     }
 
-    fn batch(&self, body: &Value) -> (u16, Value) {
-        let ids: Vec<&str> =
-            body["SecretIdList"].as_array().into_iter().flatten().filter_map(Value::as_str).collect();
+    fn batch(&self, request: &Request) -> (u16, Value) {
+        let ids = request.ids();
         if ids.is_empty() || ids.len() > 20 {
             return error("InvalidParameterException", "SecretIdList must have 1 to 20 ids");
         }
         let (mut values, mut errors) = (Vec::new(), Vec::new());
-        for id in ids {
-            match self.get(id, None, None) {
+        let (page, next_token) = self.page(&request.body, &ids);
+        for id in page {
+            match self.get(&request.region, id, None, None) {
                 (200, value) => values.push(value),
                 (_, refusal) => errors.push(json!({
                     "SecretId": id, "ErrorCode": refusal["__type"], "Message": refusal["Message"],
                 })),
             }
         }
-        (200, json!({ "SecretValues": values, "Errors": errors }))
+        // AWS keeps no order.
+        values.reverse();
+        (200, json!({ "SecretValues": values, "Errors": errors, "NextToken": next_token }))
+    }
+
+    /// By `tag-key` and `tag-value`, which match beginnings, all filters at once.
+    fn list(&self, request: &Request) -> (u16, Value) {
+        let filters = request.body["Filters"].as_array().cloned().unwrap_or_default();
+        let is_listed = |secret: &&Secret| {
+            !secret.is_deleted
+                && filters.iter().all(|filter| {
+                    let of_tag = |(key, value): &(String, String)| match filter["Key"].as_str() {
+                        Some("tag-key") => key.clone(),
+                        Some("tag-value") => value.clone(),
+                        other => panic!("a filter that the fake does not know: {other:?}"),
+                    };
+                    let wanted = filter["Values"].as_array().into_iter().flatten().filter_map(Value::as_str);
+                    let tags: Vec<String> = secret.tags.iter().map(of_tag).collect();
+                    wanted.into_iter().any(|wanted| tags.iter().any(|tag| tag.starts_with(wanted)))
+                })
+        };
+        let found: Vec<&Secret> = self.secrets.values().filter(is_listed).collect();
+        let (page, next_token) = self.page(&request.body, &found);
+        let entry = |secret: &&Secret| {
+            let tags = secret.tags.iter().map(|(key, value)| json!({ "Key": key, "Value": value }));
+            json!({
+                "ARN": secret.arn(&request.region), "Name": secret.name, "Tags": tags.collect::<Vec<_>>(),
+            })
+        };
+        let entries: Vec<_> = page.iter().map(entry).collect();
+        (200, json!({ "SecretList": entries, "NextToken": next_token }))
+    }
+
+    /// The items of the page that is asked for, and the token of the next.
+    fn page<'a, T>(&self, body: &Value, items: &'a [T]) -> (&'a [T], Value) {
+        let from: usize = body["NextToken"].as_str().map_or(0, |token| token.parse().unwrap());
+        let to = items.len().min(from + self.page.unwrap_or(items.len()));
+        let next_token = if to < items.len() { json!(to.to_string()) } else { Value::Null };
+        (&items[from..to], next_token)
     }
 
     /// By name, complete ARN, or ARN without its six characters.
-    fn find(&self, id: &str) -> Option<&Secret> {
+    fn find(&self, region: &str, id: &str) -> Option<&Secret> {
         self.secrets.values().find(|secret| {
-            let arn = secret.arn();
+            let arn = secret.arn(region);
             id == secret.name || id == arn || id == &arn[..arn.len() - 7]
         })
     }
 }
 
 impl Secret {
-    fn arn(&self) -> String {
-        format!("{ARN}{}-AbCdEf", self.name)
+    fn arn(&self, region: &str) -> String {
+        let region = if region.is_empty() { "us-west-2" } else { region };
+        format!("{}{}-AbCdEf", ARN.replace("us-west-2", region), self.name)
     }
+}
+
+fn denied() -> (u16, Value) {
+    error("AccessDeniedException", "User: arn:aws:sts::123456789012:x is not authorized")
 }

@@ -9,7 +9,9 @@
 pub mod client;
 pub mod daemon;
 pub mod fake_aws;
+pub mod faults;
 pub mod moto;
+pub mod proxy;
 
 use std::net::{Ipv4Addr, TcpListener};
 use std::path::PathBuf;

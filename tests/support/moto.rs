@@ -10,6 +10,13 @@ use serde_json::{Value, json};
 use super::client::{Address, Answer, Connection, aws_json};
 use super::{eventually, free_port, in_repository};
 
+const ENDING_WITH_ITS_INPUT: &str = "
+import os, sys, threading
+from moto.server import main
+threading.Thread(target=lambda: (sys.stdin.read(), os._exit(0)), daemon=True).start()
+main(sys.argv[1:])
+";
+
 /// A running moto server. Killed when dropped.
 pub struct Moto {
     process: Child,
@@ -32,9 +39,10 @@ impl Moto {
         assert!(program.exists(), "{} is missing; tests/run installs it", program.display());
         let port = free_port();
         let process = Command::new(program)
-            // By module: a script of the virtual environment breaks when the repository is moved.
-            .args(["-m", "moto.server", "--host", "127.0.0.1", "--port", &port.to_string()])
+            // Ends with this process, however that ends: then its standard input does.
+            .args(["-c", ENDING_WITH_ITS_INPUT, "--host", "127.0.0.1", "--port", &port.to_string()])
             .args(arguments)
+            .stdin(Stdio::piped())
             .stdout(Stdio::null())
             .stderr(Stdio::null())
             .spawn()

@@ -1,7 +1,7 @@
 //! Bounds on all calls to the source together: how many a second, how many at a time, and whose turn it is.
 //!
 //! Readers who have nothing come before refreshes, which only renew what is held; but neither can starve
-//! the other: each has a share of the places, and after some cold reads in a row a refresh has its turn.
+//! the other: each has a share of the places, and while both wait they take turns.
 
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -12,9 +12,6 @@ use tokio::time::{Instant, sleep_until, timeout};
 
 use super::pace::Pace;
 use crate::source::SourceError;
-
-/// So many cold reads may go before a refresh that waits.
-const COLD_IN_A_ROW: u32 = 3;
 
 /// Who waits for a call.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -37,7 +34,8 @@ struct State {
     max_concurrency: usize,
     cold: Line,
     refresh: Line,
-    cold_in_a_row: u32,
+    /// Whose turn it was last.
+    was_cold: bool,
     /// When the next look at the bucket is planned.
     wakes_at: Option<Instant>,
 }
@@ -63,7 +61,7 @@ impl Limits {
             max_concurrency: max_concurrency.max(1) as usize,
             cold: Line::default(),
             refresh: Line::default(),
-            cold_in_a_row: 0,
+            was_cold: false,
             wakes_at: None,
         };
         Arc::new(Self { state: Mutex::new(state) })
@@ -107,10 +105,10 @@ impl Limits {
         self.lock().pace.throttled(Instant::now(), retry_after);
     }
 
-    /// Whether the source has throttled us of late.
-    pub(super) fn is_slowed(&self) -> bool {
-        let (state, now) = (self.lock(), Instant::now());
-        state.pace.is_slowed(now) || state.pace.pause(now).is_some()
+    /// Whether a newcomer would wait longer than this for a turn, or the source has throttled us of late.
+    pub(super) fn would_keep_waiting(&self, class: Class, patience: Duration) -> bool {
+        let state = self.lock();
+        state.expected_wait(class) > patience || state.pace.is_slowed(Instant::now())
     }
 
     /// The calls a second that are allowed at present.
@@ -135,7 +133,7 @@ impl Limits {
                 }
                 return;
             }
-            state.cold_in_a_row = if class == Class::Cold { state.cold_in_a_row + 1 } else { 0 };
+            state.was_cold = class == Class::Cold;
             let line = state.line(class);
             let Some(teller) = line.waiting.pop_front() else { return };
             line.under_way += 1;
@@ -174,7 +172,7 @@ impl State {
         let share = self.max_concurrency - self.max_concurrency / 4;
         let may_go = |line: &Line| !line.waiting.is_empty() && line.under_way < share;
         match (may_go(&self.cold), may_go(&self.refresh)) {
-            (true, true) if self.cold_in_a_row >= COLD_IN_A_ROW => Some(Class::Refresh),
+            (true, true) if self.was_cold => Some(Class::Refresh),
             (true, _) => Some(Class::Cold),
             (false, true) => Some(Class::Refresh),
             (false, false) => None,
@@ -190,7 +188,7 @@ impl State {
         };
         let before = u32::try_from(line.waiting.len()).unwrap_or(u32::MAX);
         let in_line = Duration::from_secs_f64(f64::from(before) / self.pace.allowed(now));
-        in_line.max(self.pace.pause(now).unwrap_or_default())
+        in_line.max(self.pace.next(now) - now)
     }
 
     /// Why there is no turn in time: the source slows us down, or we ourselves do.
@@ -257,7 +255,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn cold_reads_go_first_and_a_flood_of_them_cannot_starve_the_refreshes() {
         let limits = Limits::new(1, 1000);
-        let first = limits.enter(Class::Cold, None).await.unwrap();
+        let first = limits.enter(Class::Refresh, None).await.unwrap();
         let order = Arc::new(Mutex::new(Vec::new()));
         let mut all = JoinSet::new();
         for class in [[Class::Refresh; 10], [Class::Cold; 10]].concat() {
@@ -272,11 +270,7 @@ mod tests {
         drop(first);
         all.join_all().await;
         let order = order.lock().unwrap().clone();
-        assert_eq!(order[..2], [Class::Cold; 2]);
-        assert_eq!(order[2], Class::Refresh);
-        assert_eq!(order[3..6], [Class::Cold; 3]);
-        assert_eq!(order[6], Class::Refresh);
-        assert_eq!(order.len(), 20);
+        assert_eq!(order, [Class::Cold, Class::Refresh].repeat(10));
     }
 
     #[tokio::test(start_paused = true)]

@@ -292,9 +292,10 @@ impl Upstream {
         Asked { at, answer, called: true, instead_of: None }
     }
 
-    /// Whether a call would have to wait or fail, because the source throttles us or does not answer.
-    pub(super) fn is_held_back(&self, key: &SecretKey) -> bool {
-        self.limits.is_slowed() || self.refusal(&key.place()).is_some()
+    /// Whether a refresh that starts now cannot have an answer within `patience`: its turn would not come, the
+    /// source throttles us, or it is dead.
+    pub(super) fn is_held_back(&self, key: &SecretKey, patience: Duration) -> bool {
+        self.limits.would_keep_waiting(Class::Refresh, patience) || self.refusal(&key.place()).is_some()
     }
 
     /// The error with which a call would end at once.

@@ -83,21 +83,23 @@ impl Pace {
         self.allowed(now) < self.rate
     }
 
-    /// Takes a token for a call that starts now; else says when to ask again.
-    pub fn take(&mut self, now: Instant) -> Result<(), Instant> {
-        if let Some(pause) = self.pause(now) {
-            return Err(now + pause);
-        }
-        if !self.is_slowed(now) {
-            self.cut = None;
-        }
+    /// When there is a token, as things are.
+    pub fn next(&self, now: Instant) -> Instant {
         let allowed = self.allowed(now);
         let tokens = allowed.ceil();
         let returned_after = Duration::from_secs_f64(tokens / allowed);
-        if let Some(taken) = self.nth_last_start(tokens)
-            && now < taken + returned_after
-        {
-            return Err(taken + returned_after);
+        let token = self.nth_last_start(tokens).map_or(now, |taken| taken + returned_after);
+        token.max(now).max(self.not_before.unwrap_or(now))
+    }
+
+    /// Takes a token for a call that starts now; else says when to ask again.
+    pub fn take(&mut self, now: Instant) -> Result<(), Instant> {
+        let next = self.next(now);
+        if next > now {
+            return Err(next);
+        }
+        if !self.is_slowed(now) {
+            self.cut = None;
         }
         self.starts.push_back(now);
         while self.nth_last_start(self.rate + 1.0).is_some() {

@@ -72,6 +72,10 @@ pub(super) fn classify<E: ProvideErrorMetadata>(error: &SdkError<E, HttpResponse
                 None => SourceError::Unreachable { reason: unreachable_reason(failure.is_io()) },
             }
         }
+        // The SDK keeps a body that it could read to its end.
+        SdkError::ResponseError(response) if response.raw().body().bytes().is_none() => {
+            SourceError::Unreachable { reason: "the connection broke in the middle of the answer".to_owned() }
+        }
         SdkError::ResponseError(_) => {
             SourceError::Unusable { reason: "it is not what Secrets Manager sends" }
         }
