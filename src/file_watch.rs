@@ -30,12 +30,17 @@ impl FileWatch {
     pub async fn changed(&mut self) {
         loop {
             sleep(self.interval).await;
-            let now = identity(&self.path);
-            if now != self.known {
-                self.known = now;
+            if self.has_changed() {
                 return;
             }
         }
+    }
+
+    /// Whether the file is another than when it was last looked at.
+    pub fn has_changed(&mut self) -> bool {
+        let now = identity(&self.path);
+        let before = std::mem::replace(&mut self.known, now);
+        before != self.known
     }
 }
 

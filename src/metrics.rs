@@ -4,7 +4,7 @@
 //! No label ever holds a secret's name: groups come from the configuration, all else is fixed words.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use prometheus::{
     Encoder, Gauge, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec,
@@ -30,6 +30,8 @@ pub struct Metrics {
     pub cache: CacheMetrics,
     /// What calls to the source count.
     pub upstream: UpstreamMetrics,
+    /// What reloads count.
+    pub config: ConfigMetrics,
 }
 
 impl Metrics {
@@ -47,9 +49,10 @@ impl Metrics {
         let http = HttpMetrics::new(&define);
         let cache = CacheMetrics::new(&define);
         let upstream = UpstreamMetrics::new(&define);
+        let config = ConfigMetrics::new(&define);
         #[cfg(target_os = "linux")]
         define.register(prometheus::process_collector::ProcessCollector::for_self());
-        Self { registry, http, cache, upstream }
+        Self { registry, http, cache, upstream, config }
     }
 
     /// The page that Prometheus scrapes, in its text format.
@@ -259,6 +262,51 @@ impl GroupMetrics {
     /// A cached refusal was served.
     pub fn negative(&self) {
         self.negative.inc();
+    }
+}
+
+/// What reloads of the configuration count.
+#[derive(Debug, Clone)]
+pub struct ConfigMetrics {
+    reloads: IntCounterVec,
+    last_success: Gauge,
+}
+
+impl ConfigMetrics {
+    fn new(define: &Definer<'_>) -> Self {
+        let metrics = Self {
+            reloads: define.int_counter_vec(
+                "smcached_config_reloads_total",
+                "Times that the configuration was read again: success, or failure (the old one stays).",
+                &["result"],
+            ),
+            last_success: define.gauge(
+                "smcached_config_last_reload_success_timestamp_seconds",
+                "When the configuration in effect was read.",
+            ),
+        };
+        for result in ["success", "failure"] {
+            metrics.reloads.with_label_values(&[result]);
+        }
+        metrics
+    }
+
+    /// The configuration was read at start.
+    pub fn loaded(&self) {
+        #[expect(clippy::disallowed_methods, reason = "Prometheus compares it with the wall clock")]
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        self.last_success.set(now.as_secs_f64());
+    }
+
+    /// It was read again and is in effect.
+    pub fn reloaded(&self) {
+        self.reloads.with_label_values(&["success"]).inc();
+        self.loaded();
+    }
+
+    /// It was read again and is wrong.
+    pub fn reload_failed(&self) {
+        self.reloads.with_label_values(&["failure"]).inc();
     }
 }
 

@@ -23,7 +23,19 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("ops", &["cache", "lifecycle", "metrics", "net"]),
     (
         "app",
-        &["access", "cache", "config", "lifecycle", "metrics", "net", "ops", "secret", "server", "source"],
+        &[
+            "access",
+            "cache",
+            "config",
+            "file_watch",
+            "lifecycle",
+            "metrics",
+            "net",
+            "ops",
+            "secret",
+            "server",
+            "source",
+        ],
     ),
     ("cli", &["app", "config", "net", "telemetry"]),
 ];

@@ -4,7 +4,7 @@ mod pattern;
 mod token;
 
 pub use pattern::Patterns;
-pub use token::{TokenError, TokenFile};
+pub use token::{TOKEN_POLL_INTERVAL, TokenError, TokenFile};
 
 use std::sync::Arc;
 

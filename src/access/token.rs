@@ -4,7 +4,7 @@ use std::fs::{self, OpenOptions, Permissions};
 use std::io::{self, Write};
 use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
@@ -22,8 +22,8 @@ const TOKEN_BYTES: usize = 32;
 /// The owner writes, the group reads.
 const MODE: u32 = 0o640;
 
-/// How often the file is looked at.
-const POLL_INTERVAL: Duration = Duration::from_secs(1);
+/// How often the file is to be looked at.
+pub const TOKEN_POLL_INTERVAL: Duration = Duration::from_secs(1);
 
 /// Why there is no token.
 #[derive(Debug, Error)]
@@ -53,6 +53,7 @@ pub enum TokenError {
 pub struct TokenFile {
     path: PathBuf,
     token: ArcSwap<Zeroizing<Vec<u8>>>,
+    watch: Mutex<FileWatch>,
 }
 
 impl std::fmt::Debug for TokenFile {
@@ -64,6 +65,7 @@ impl std::fmt::Debug for TokenFile {
 impl TokenFile {
     /// Reads the token; makes a file with a random one, mode 0640, where there is none.
     pub fn open(path: &Path) -> Result<Self, TokenError> {
+        let watch = Mutex::new(FileWatch::new(path, TOKEN_POLL_INTERVAL));
         let token = match read(path) {
             Err(TokenError::Io { error, .. }) if error.kind() == io::ErrorKind::NotFound => {
                 create(path)?;
@@ -71,7 +73,7 @@ impl TokenFile {
             }
             token => token?,
         };
-        Ok(Self { path: path.to_owned(), token: ArcSwap::from_pointee(token) })
+        Ok(Self { path: path.to_owned(), token: ArcSwap::from_pointee(token), watch })
     }
 
     /// Whether this is the token. Takes the same time wherever the two differ.
@@ -79,18 +81,24 @@ impl TokenFile {
         self.token.load().as_slice().ct_eq(presented).into()
     }
 
-    /// Rereads the file when it changes, for ever. A file that is gone or empty changes nothing.
-    pub async fn watch(self: Arc<Self>) {
-        let mut file = FileWatch::new(&self.path, POLL_INTERVAL);
-        loop {
-            file.changed().await;
-            match read(&self.path) {
-                Ok(token) => {
-                    self.token.store(Arc::new(token));
-                    tracing::info!(path = %self.path.display(), "the token was reread");
-                }
-                Err(error) => tracing::warn!(%error, "the token cannot be reread; the old one stays valid"),
+    /// Where it is.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Rereads the file if it has changed. One that is gone or empty changes nothing.
+    pub fn look(&self) {
+        let mut watch = self.watch.lock().unwrap_or_else(PoisonError::into_inner);
+        if !watch.has_changed() {
+            return;
+        }
+        match read(&self.path) {
+            Ok(token) if **self.token.load() == token => {}
+            Ok(token) => {
+                self.token.store(Arc::new(token));
+                tracing::info!(path = %self.path.display(), "the token was reread");
             }
+            Err(error) => tracing::warn!(%error, "the token cannot be reread; the old one stays valid"),
         }
     }
 }
@@ -138,8 +146,6 @@ fn create(path: &Path) -> Result<(), TokenError> {
 mod tests {
     use std::os::unix::fs::MetadataExt;
 
-    use tokio::time::sleep;
-
     use super::*;
 
     #[test]
@@ -166,19 +172,17 @@ mod tests {
         assert!(matches!(TokenFile::open(&path), Err(TokenError::Empty { .. })));
     }
 
-    #[tokio::test(start_paused = true)]
-    async fn a_new_token_is_reread_and_a_missing_file_keeps_the_old_one() {
+    #[test]
+    fn a_new_token_is_reread_and_a_missing_file_keeps_the_old_one() {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("token");
         fs::write(&path, "old").unwrap();
-        let token = Arc::new(TokenFile::open(&path).unwrap());
-        tokio::spawn(Arc::clone(&token).watch());
-        tokio::task::yield_now().await;
+        let token = TokenFile::open(&path).unwrap();
         fs::write(&path, "newer").unwrap();
-        sleep(POLL_INTERVAL * 2).await;
+        token.look();
         assert!(token.matches(b"newer") && !token.matches(b"old"));
         fs::remove_file(&path).unwrap();
-        sleep(POLL_INTERVAL * 2).await;
+        token.look();
         assert!(token.matches(b"newer"));
     }
 

@@ -33,7 +33,7 @@ use tokio::time::{Instant, timeout};
 pub use self::demand::Demand;
 pub use self::freshness::{Freshness, Lifetimes};
 pub use self::policy::{CacheOptions, GroupPolicy, Policies};
-pub use self::preload::preload;
+pub use self::preload::{Wanted, preload};
 pub use self::slot::Held;
 pub use self::store::{GroupSummary, StoreSummary};
 pub use self::upstream::{CallOptions, PlaceSummary, UpstreamState, UpstreamSummary, breaker, pace};
@@ -45,8 +45,8 @@ use self::slot::Slot;
 use self::store::Store;
 use self::upstream::Upstream;
 use crate::metrics::Metrics;
-use crate::secret::SecretKey;
-use crate::source::{ErrorClass, SecretSource, SourceError};
+use crate::secret::{Origin, SecretKey, VersionSelector};
+use crate::source::{ErrorClass, SecretSource, SourceError, Tag};
 
 /// A `no-cache` read asks again for a secret that was just refused no sooner than this.
 const FORCED_INTERVAL: Duration = Duration::from_secs(1);
@@ -334,6 +334,12 @@ impl Cache {
     /// Finds out whether the source could answer, and says so in the log and in the summary if not.
     pub async fn probe(&self) {
         self.shared.upstream.probe().await;
+    }
+
+    /// The secrets with a tag, by name.
+    pub async fn list(&self, tag: &Tag) -> Result<Vec<SecretKey>, SourceError> {
+        let key = |id| SecretKey { origin: Origin::default(), id, selector: VersionSelector::current() };
+        Ok(self.shared.upstream.list(tag).await?.into_iter().map(key).collect())
     }
 
     /// Has a secret that is not held fetched in its turn, and waits for that as long as it takes. No read: it

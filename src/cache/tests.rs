@@ -222,6 +222,10 @@ impl Rig {
     }
 }
 
+fn wanting(keys: &[SecretKey]) -> (tokio::sync::watch::Sender<Wanted>, tokio::sync::watch::Receiver<Wanted>) {
+    tokio::sync::watch::channel(Wanted { keys: keys.to_vec(), tags: Vec::new() })
+}
+
 fn key(resolver: &Resolver, raw: &str) -> SecretKey {
     resolver.resolve(SecretPath::parse(raw).unwrap(), VersionSelector::current()).unwrap()
 }
@@ -625,8 +629,8 @@ async fn asking_for_unknown_names_evicts_nothing() {
 async fn preloaded_secrets_are_kept_fresh_though_nobody_reads_them() {
     let rig = Rig::with(options(), calls(), &["team-a/db"]);
     let (said, is_ready) = tokio::sync::oneshot::channel();
-    let keys = vec![rig.key("team-a/db")];
-    tokio::spawn(preload(rig.cache.clone(), keys, SECOND, || said.send(()).unwrap()));
+    let (_wanting, wanted) = wanting(&[rig.key("team-a/db")]);
+    tokio::spawn(preload(rig.cache.clone(), wanted, SECOND, || said.send(()).unwrap()));
     is_ready.await.unwrap();
     pass(SECOND * 1000).await;
     let answer = rig.read("team-a/db").await.unwrap();
@@ -640,7 +644,8 @@ async fn preload_gives_up_waiting_but_not_trying() {
     rig.source.fail(Some(UNREACHABLE()));
     let (said, is_ready) = tokio::sync::oneshot::channel();
     let keys = vec![rig.key("team-a/db")];
-    tokio::spawn(preload(rig.cache.clone(), keys.clone(), SECOND, || said.send(()).unwrap()));
+    let (_wanting, wanted) = wanting(&keys);
+    tokio::spawn(preload(rig.cache.clone(), wanted, SECOND, || said.send(()).unwrap()));
     is_ready.await.unwrap();
     assert!(!rig.cache.holds(&keys[0]));
     rig.source.fail(None);
@@ -801,10 +806,12 @@ async fn who_has_nothing_does_not_wait_behind_the_refreshes() {
     for key in &keys {
         rig.source.put(key.id.as_str(), 1);
     }
-    tokio::spawn(preload(rig.cache.clone(), keys, SECOND, || ()));
+    let (_wanting, wanted) = wanting(&keys);
+    tokio::spawn(preload(rig.cache.clone(), wanted, SECOND, || ()));
     pass(SECOND * 5).await;
     let start = Instant::now();
-    let reading = async { rig.read("listed/99").await.unwrap().served };
+    let waiting = keys.iter().rev().find(|key| !rig.cache.holds(key)).unwrap();
+    let reading = async { rig.read(waiting.id.as_str()).await.unwrap().served };
     let collapsed = Served::Fetched { forward: Forward::Miss, collapsed: true };
     assert_eq!(reading.await, collapsed, "its place in the queue of refreshes is given up");
     assert!(start.elapsed() <= SECOND, "{:?}", start.elapsed());

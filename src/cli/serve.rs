@@ -6,13 +6,14 @@ use tracing::Level;
 
 use super::{ConfigArgs, Exit, complain, load};
 use crate::app;
-use crate::config::{Environment, LogFormat, LogLevel};
+use crate::config::{Environment, LogFormat, LogLevel, config_path};
 use crate::telemetry;
 
 /// How long the end may take once everything that matters is done.
 const SHUTDOWN_TIMEOUT: Duration = Duration::from_millis(100);
 
 pub(super) fn run(args: ConfigArgs, environment: &Environment) -> Exit {
+    let path = config_path(args.config.clone(), environment);
     let config = match load(args, environment) {
         Ok(config) => config,
         Err(exit) => return exit,
@@ -44,7 +45,7 @@ pub(super) fn run(args: ConfigArgs, environment: &Environment) -> Exit {
     let environment = environment.clone();
     let ended = runtime.block_on(async move {
         // On the worker, where everything else runs.
-        match tokio::spawn(async move { app::run(config, &environment).await }).await {
+        match tokio::spawn(async move { app::run(config, path, &environment).await }).await {
             Ok(ended) => ended.map_err(|error| (error.to_string(), error.is_configuration())),
             Err(_) => Err(("the daemon panicked; this is a defect of smcached".to_owned(), false)),
         }

@@ -6,7 +6,7 @@ use std::time::Duration;
 use toml::{Table, Value};
 
 use super::units::{show_duration, show_size};
-use super::{Batch, Bind, Config, ListenerConfig, LogFormat, LogLevel, SourceConfig, TokenConfig};
+use super::{Batch, Bind, Config, ListenerConfig, LogFormat, LogLevel, Reload, SourceConfig, TokenConfig};
 use crate::secret::Unlisted;
 
 impl Config {
@@ -37,6 +37,7 @@ impl Config {
             ("revalidate_timeout", Some(time(cache.revalidate_timeout))),
             ("max_bytes", Some(show_size(cache.max_bytes).into())),
             ("preload", Some(cache.preload.clone().into())),
+            ("preload_tags", Some(cache.preload_tags.clone().into())),
             ("preload_timeout", Some(time(cache.preload_timeout))),
             ("unlisted_groups", Some(unlisted(cache.unlisted_groups).into())),
         ]);
@@ -67,7 +68,12 @@ impl Config {
         });
         let listeners =
             self.listeners.iter().map(|listener| Value::Table(self::listener(listener))).collect();
+        let reload = match self.reload {
+            Reload::Signal => "signal",
+            Reload::Watch => "watch",
+        };
         let sections = [
+            ("reload", reload.into()),
             ("source", source.into()),
             ("aws", aws.into()),
             ("cache", cache.into()),
@@ -180,6 +186,7 @@ mod tests {
     #[test]
     fn what_is_printed_reads_back_as_the_same() {
         let full = r#"
+            reload = "watch"
             [source]
             kind = "file"
             path = "s.toml"

@@ -8,7 +8,7 @@ use std::time::Duration;
 use super::units::{self, DURATION, SIZE};
 use super::{
     AwsConfig, Batch, Bind, CacheConfig, Config, DEFAULT_TOKEN_FILE, GroupConfig, ListenerConfig, LogConfig,
-    LogFormat, LogLevel, OpsConfig, RefreshConfig, ServerConfig, SourceConfig, TokenConfig,
+    LogFormat, LogLevel, OpsConfig, RefreshConfig, Reload, ServerConfig, SourceConfig, TokenConfig,
 };
 use crate::document::{Entry, Section, Value};
 use crate::secret::{SecretId, SecretPath, Unlisted};
@@ -17,9 +17,19 @@ use crate::secret::{SecretId, SecretPath, Unlisted};
 /// bound before it is renamed into place.
 const MAX_SOCKET_PATH: usize = 106;
 
+/// The longest tag, key and value together: 128 and 256 characters
+/// (<https://docs.aws.amazon.com/secretsmanager/latest/apireference/API_Tag.html>), of up to four bytes each.
+const MAX_TAG: usize = (128 + 1 + 256) * 4;
+
 /// Reads all sections. Absent keys have their defaults; wrong ones are complained about.
 pub(super) fn config(root: &Section<'_>) -> Option<Config> {
     let default = Config::default();
+    let reload = root.get("reload", "\"signal\" or \"watch\"", |value| match value.text()? {
+        "signal" => Some(Reload::Signal),
+        "watch" => Some(Reload::Watch),
+        _ => None,
+    });
+    let reload = reload.unwrap_or(default.reload);
     let source = source(&root.section("source"));
     let aws = aws(&root.section("aws"), &default.aws);
     let cache = cache(&root.section("cache"), &default.cache);
@@ -32,7 +42,10 @@ pub(super) fn config(root: &Section<'_>) -> Option<Config> {
     let listeners =
         if sections.is_empty() { default.listeners } else { sections.iter().filter_map(listener).collect() };
     check_addresses(root, &listeners, &ops);
-    Some(Config { source: source?, aws, cache, refresh, server, listeners, ops, log, groups })
+    if !cache.preload_tags.is_empty() && matches!(source, Some(SourceConfig::File { .. })) {
+        root.complain("cache.preload_tags needs secrets that come from AWS");
+    }
+    Some(Config { reload, source: source?, aws, cache, refresh, server, listeners, ops, log, groups })
 }
 
 fn source(section: &Section<'_>) -> Option<SourceConfig> {
@@ -87,6 +100,10 @@ fn cache(section: &Section<'_>, default: &CacheConfig) -> CacheConfig {
         let texts = value.texts()?;
         texts.iter().all(|raw| SecretPath::parse(raw).is_ok()).then_some(texts)
     };
+    let tags = |value: Value<'_>| {
+        let is_tag = |tag: &String| !tag.is_empty() && !tag.starts_with('=') && tag.len() <= MAX_TAG;
+        value.texts().filter(|tags| tags.iter().all(is_tag))
+    };
     let unlisted = |value: Value<'_>| match value.text()? {
         "allow" => Some(Unlisted::Allow),
         "deny" => Some(Unlisted::Deny),
@@ -103,6 +120,9 @@ fn cache(section: &Section<'_>, default: &CacheConfig) -> CacheConfig {
         max_bytes: section.get("max_bytes", SIZE, size).unwrap_or(default.max_bytes),
         preload: section
             .get("preload", "a list of \"<group>/<key>\", as in the URL path", preload)
+            .unwrap_or_default(),
+        preload_tags: section
+            .get("preload_tags", "a list of tags, \"<key>=<value>\" or \"<key>\"", tags)
             .unwrap_or_default(),
         preload_timeout: any("preload_timeout", default.preload_timeout),
         unlisted_groups: section
@@ -466,7 +486,18 @@ mod tests {
             ("[groups.a]\nprefix = \"a b\"", "groups.a.prefix"),
             ("[groups.a]\nttl = \"x\"", "groups.a.ttl"),
             ("[log]\nlevel = \"loud\"", "log.level"),
-            ("[reload]\n", "reload: unknown key"),
+            ("[reloading]\n", "reloading: unknown key"),
+            ("reload = \"never\"", "accepted: \"signal\" or \"watch\""),
+            ("[cache]\npreload_tags = [\"=x\"]", "cache.preload_tags"),
+            (
+                "[source]\nkind = \"file\"\npath = \"x\"\n[cache]\npreload_tags = [\"x\"]",
+                "needs secrets that come from AWS",
+            ),
+            ("[groups.a]\nfallback_regions = [\"us-east-1\"]", "has no region of its own"),
+            (
+                "[groups.a]\nregion = \"us-west-2\"\nfallback_regions = [\"US East\"]",
+                "groups.a.fallback_regions",
+            ),
             ("[cache]\ntll = \"1m\"", "did you mean ttl?"),
             ("cache = 1", "cache: got 1; accepted: a table, [cache]"),
             ("listener = 1", "accepted: a list of tables, [[listener]]"),

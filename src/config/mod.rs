@@ -31,6 +31,8 @@ pub const DEFAULT_TOKEN_FILE: &str = "/run/smcached/token";
 /// A whole configuration. See `docs/configuration.md` for each key.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Config {
+    /// When the file is read again.
+    pub reload: Reload,
     /// `[source]`
     pub source: SourceConfig,
     /// `[aws]`
@@ -49,6 +51,15 @@ pub struct Config {
     pub log: LogConfig,
     /// `[groups.<name>]`
     pub groups: BTreeMap<String, GroupConfig>,
+}
+
+/// When the configuration is read again.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Reload {
+    /// On SIGHUP.
+    Signal,
+    /// And when the file changes.
+    Watch,
 }
 
 /// Where secrets come from.
@@ -105,6 +116,8 @@ pub struct CacheConfig {
     pub max_bytes: u64,
     /// Secrets that are fetched at start and kept fresh, as `<group>/<key>`.
     pub preload: Vec<String>,
+    /// Tags of secrets that are treated likewise, as `<key>=<value>` or `<key>`.
+    pub preload_tags: Vec<String>,
     /// How long readiness waits for those.
     pub preload_timeout: Duration,
     /// What becomes of groups that are not configured.
@@ -259,6 +272,7 @@ impl Config {
 impl Default for Config {
     fn default() -> Self {
         Self {
+            reload: Reload::Signal,
             source: SourceConfig::Aws,
             aws: AwsConfig::default(),
             cache: CacheConfig::default(),
@@ -323,6 +337,7 @@ impl Default for CacheConfig {
             revalidate_timeout: Duration::from_millis(250),
             max_bytes: 64 << 20,
             preload: Vec::new(),
+            preload_tags: Vec::new(),
             preload_timeout: Duration::from_secs(10),
             unlisted_groups: Unlisted::Allow,
         }
@@ -357,6 +372,7 @@ mod tests {
             config.listeners = Config::default().listeners;
             config.aws = AwsConfig::default();
             config.cache.preload.clear();
+            config.cache.preload_tags.clear();
             config
         };
         assert_eq!(settled(config), settled(expected));

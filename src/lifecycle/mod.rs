@@ -9,5 +9,5 @@ mod supervisor;
 
 pub use drain::{Drain, DrainWatcher};
 pub use readiness::{BlockReady, Readiness};
-pub use signals::Signals;
+pub use signals::{Signals, Told};
 pub use supervisor::{Supervisor, TaskEnd};

@@ -1,10 +1,19 @@
-//! The signals that end the process, and the one that must not.
+//! The signals that end the process, and the one that has it read its configuration again.
 
 use std::io;
 
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
-/// SIGTERM and SIGINT, and SIGHUP, which by default would end the process; caught from the moment that this is made.
+/// What the operator wants.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Told {
+    /// The end, by this signal.
+    End(&'static str),
+    /// The configuration is to be read again.
+    Reload,
+}
+
+/// SIGTERM, SIGINT and SIGHUP; caught from the moment that this is made.
 #[derive(Debug)]
 pub struct Signals {
     terminate: Signal,
@@ -22,15 +31,20 @@ impl Signals {
         })
     }
 
+    /// Waits for the next one.
+    pub async fn next(&mut self) -> Told {
+        tokio::select! {
+            _ = self.terminate.recv() => Told::End("SIGTERM"),
+            _ = self.interrupt.recv() => Told::End("SIGINT"),
+            _ = self.hangup.recv() => Told::Reload,
+        }
+    }
+
     /// Waits for the next one that ends the process, and names it.
-    pub async fn next(&mut self) -> &'static str {
+    pub async fn end(&mut self) -> &'static str {
         loop {
-            tokio::select! {
-                _ = self.terminate.recv() => return "SIGTERM",
-                _ = self.interrupt.recv() => return "SIGINT",
-                _ = self.hangup.recv() => {
-                    tracing::warn!("SIGHUP changes nothing: restart the daemon for a new configuration");
-                }
+            if let Told::End(signal) = self.next().await {
+                return signal;
             }
         }
     }

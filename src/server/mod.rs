@@ -11,6 +11,7 @@ mod router;
 
 use std::sync::Arc;
 
+use arc_swap::ArcSwap;
 use bytes::Bytes;
 use http_body_util::Full;
 use hyper::body::Incoming;
@@ -34,7 +35,7 @@ use crate::secret::Resolver;
 #[derive(Debug)]
 pub struct Shared {
     cache: Cache,
-    resolver: Arc<Resolver>,
+    resolver: ArcSwap<Resolver>,
     readiness: Readiness,
     hit_headers: HitHeaders,
 }
@@ -42,7 +43,32 @@ pub struct Shared {
 impl Shared {
     /// The parts that every listener serves from.
     pub fn new(cache: Cache, resolver: Arc<Resolver>, readiness: Readiness) -> Self {
-        Self { cache, resolver, readiness, hit_headers: HitHeaders::default() }
+        Self { cache, resolver: resolver.into(), readiness, hit_headers: HitHeaders::default() }
+    }
+
+    /// Other groups from now on.
+    pub fn set_resolver(&self, resolver: Arc<Resolver>) {
+        self.resolver.store(resolver);
+    }
+}
+
+/// Who may come in by a listener, and what they may read there. A reload replaces it as a whole.
+#[derive(Debug)]
+pub struct Rules {
+    gate: Gate,
+    guards: Guards,
+}
+
+impl Rules {
+    /// `allowed_hosts` are the names other than loopback's by which TCP callers may address the listener; `None`
+    /// for a Unix socket, where the `Host` header means nothing.
+    pub fn new(gate: Gate, allowed_hosts: Option<Vec<String>>) -> Self {
+        Self { gate, guards: Guards::new(allowed_hosts) }
+    }
+
+    /// Who may come in.
+    pub fn gate(&self) -> &Gate {
+        &self.gate
     }
 }
 
@@ -50,8 +76,7 @@ impl Shared {
 #[derive(Debug)]
 pub struct SecretService {
     shared: Arc<Shared>,
-    gate: Gate,
-    guards: Guards,
+    rules: Arc<ArcSwap<Rules>>,
     label: String,
     http: HttpMetrics,
     secret: RouteMetrics,
@@ -60,22 +85,14 @@ pub struct SecretService {
 }
 
 impl SecretService {
-    /// A listener with its own rules. `allowed_hosts` are the names other than loopback's by which TCP
-    /// callers may address it; `None` for a Unix socket, where the `Host` header means nothing.
-    pub fn new(
-        shared: Arc<Shared>,
-        gate: Gate,
-        allowed_hosts: Option<Vec<String>>,
-        label: String,
-        http: HttpMetrics,
-    ) -> Self {
+    /// A listener with its own rules, which the caller may replace.
+    pub fn new(shared: Arc<Shared>, rules: Arc<ArcSwap<Rules>>, label: String, http: HttpMetrics) -> Self {
         Self {
-            guards: Guards::new(allowed_hosts),
             secret: http.route(&label, "secret"),
             health: http.route(&label, "health"),
             unmatched: http.route(&label, "unmatched"),
             shared,
-            gate,
+            rules,
             label,
             http,
         }
@@ -87,16 +104,17 @@ impl SecretService {
         route: Route<'_>,
         peer: Peer,
     ) -> Result<Response<Body>, Problem> {
-        self.guards.check(request)?;
+        let rules = self.rules.load_full();
+        rules.guards.check(request)?;
         // Health is everybody's; all else is for those who may come in, be it to learn that a path does not exist.
         if matches!(route, Route::Secret(_) | Route::Unmatched) {
-            self.gate.admit(&caller(request, peer))?;
+            rules.gate.admit(&caller(request, peer))?;
         }
         if route != Route::Unmatched {
             guards::check_method(request, &[Method::GET, Method::HEAD])?;
         }
         match route {
-            Route::Secret(raw) => native::read(&self.shared, &self.gate, request, raw).await,
+            Route::Secret(raw) => native::read(&self.shared, &rules.gate, request, raw).await,
             Route::Ping => Ok(text(StatusCode::OK, "healthy")),
             Route::Health => Ok(self.health()),
             Route::Unmatched => Err(Problem::no_route()),

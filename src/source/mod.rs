@@ -6,6 +6,7 @@
 pub mod aws;
 pub mod file;
 
+use std::fmt;
 use std::future::Future;
 use std::pin::Pin;
 use std::time::Duration;
@@ -13,7 +14,7 @@ use std::time::Duration;
 use thiserror::Error;
 use tokio::sync::watch;
 
-use crate::secret::{SecretKey, SecretVersion};
+use crate::secret::{SecretId, SecretKey, SecretVersion};
 
 /// A boxed answer, so that sources can be chosen at start.
 pub type Fetching<'a> = Pin<Box<dyn Future<Output = Result<SecretVersion, SourceError>> + Send + 'a>>;
@@ -34,6 +35,44 @@ pub enum BatchError {
     Unsupported,
     /// It failed as any call may fail.
     Failed(SourceError),
+}
+
+/// A boxed page of a list of secrets.
+pub type Listing<'a> = Pin<Box<dyn Future<Output = Result<Page, SourceError>> + Send + 'a>>;
+
+/// One page of a list of secrets.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Page {
+    /// Their names.
+    pub ids: Vec<SecretId>,
+    /// What to ask the next page with; `None` on the last.
+    pub next: Option<String>,
+}
+
+/// A tag, by which secrets are found.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Tag {
+    /// Its key.
+    pub key: String,
+    /// Its value; `None` is any.
+    pub value: Option<String>,
+}
+
+impl Tag {
+    /// From `<key>=<value>`, or `<key>` with any value.
+    pub fn parse(text: &str) -> Self {
+        let (key, value) = text.split_once('=').map_or((text, None), |(key, value)| (key, Some(value)));
+        Self { key: key.to_owned(), value: value.map(str::to_owned) }
+    }
+}
+
+impl fmt::Display for Tag {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.value {
+            Some(value) => write!(f, "{}={value}", self.key),
+            None => f.write_str(&self.key),
+        }
+    }
 }
 
 /// Something that knows secrets.
@@ -61,6 +100,16 @@ pub trait SecretSource: Send + Sync + 'static {
     /// [`SecretSource::max_batch`] of them.
     fn fetch_batch<'a>(&'a self, _keys: &'a [SecretKey]) -> FetchingBatch<'a> {
         Box::pin(std::future::ready(Err(BatchError::Unsupported)))
+    }
+
+    /// The `operation` label of a list.
+    fn list_operation(&self) -> &'static str {
+        self.operation()
+    }
+
+    /// Asks for one page of the secrets with this tag; where nothing is tagged, there are none.
+    fn list<'a>(&'a self, _tag: &'a Tag, _from: Option<String>) -> Listing<'a> {
+        Box::pin(std::future::ready(Ok(Page::default())))
     }
 
     /// Finds out, without asking for a secret, what would keep every fetch from succeeding: so that it can be

@@ -16,6 +16,7 @@ mod identity;
 mod native_api;
 mod operations;
 mod process;
+mod reload;
 mod upstream;
 
 /// The binary under test.

@@ -120,7 +120,7 @@ async fn while_it_ends_it_is_not_ready_and_a_second_signal_ends_it_at_once() {
 async fn a_hangup_ends_nothing() {
     let daemon = Setup::with_file(SECRETS).start().await;
     daemon.signal("HUP");
-    daemon.logs("SIGHUP changes nothing").await;
+    daemon.logs("the configuration was reloaded").await;
     assert_eq!(daemon.get("/secret/a/b").await.text(), "hunter2");
 }
 

@@ -1,6 +1,7 @@
 //! The built binary, run as an operator would, in a directory and on ports of its own.
 
 use std::fs::{self, File};
+use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Output, Stdio};
 use std::time::Duration;
@@ -9,13 +10,17 @@ use tempfile::TempDir;
 use tokio::time::{Instant, sleep};
 
 use super::client::{self, Address, Answer};
-use super::{eventually, free_port};
+use super::{eventually, free_ports};
 
 const PATIENCE: Duration = Duration::from_secs(20);
 
 /// How a daemon is to be configured.
 #[derive(Debug, Clone, Default)]
 pub struct Setup {
+    /// Keys before all sections.
+    top: String,
+    /// The configuration lies as Kubernetes mounts a `ConfigMap`.
+    is_linked: bool,
     /// The `[source]` and `[aws]` sections.
     source: String,
     /// Lines of `[cache]`.
@@ -59,6 +64,18 @@ impl Setup {
             .filter(|line| !line.starts_with(key))
             .map(|line| format!("{line}\n"))
             .collect();
+        self
+    }
+
+    /// Keys before all sections.
+    pub fn top(mut self, lines: &str) -> Self {
+        self.top.push_str(&format!("{lines}\n"));
+        self
+    }
+
+    /// Puts the configuration where links lead to it, as Kubernetes mounts a `ConfigMap`.
+    pub fn linked_config(mut self) -> Self {
+        self.is_linked = true;
         self
     }
 
@@ -114,14 +131,21 @@ impl Setup {
     /// As [`Setup::launch`], in a directory where things may lie already.
     pub fn launch_in(self, directory: TempDir) -> Daemon {
         let path = |name: &str| directory.path().join(name);
-        let (tcp_port, ops_port) = (free_port(), free_port());
+        let [tcp_port, ops_port] = free_ports();
         let token = self.tcp.unwrap_or_else(|| "token_file = \"token\"".to_owned());
         let config = format!(
-            "{}\n[cache]\n{}\n[[listener]]\nunix = \"s.sock\"\n{}\n[[listener]]\ntcp = \"127.0.0.1:{tcp_port}\"\n\
+            "{}\n{}\n[cache]\n{}\n[[listener]]\nunix = \"s.sock\"\n{}\n[[listener]]\ntcp = \"127.0.0.1:{tcp_port}\"\n\
              {token}\n[ops]\ntcp = \"127.0.0.1:{ops_port}\"\n[log]\nlevel = \"trace\"\n{}\n",
-            self.source, self.cache, self.unix, self.more
+            self.top, self.source, self.cache, self.unix, self.more
         );
-        fs::write(path("smcached.toml"), config).unwrap();
+        if self.is_linked {
+            fs::create_dir(path("..first")).unwrap();
+            fs::write(path("..first/smcached.toml"), config).unwrap();
+            symlink("..first", path("..data")).unwrap();
+            symlink("..data/smcached.toml", path("smcached.toml")).unwrap();
+        } else {
+            fs::write(path("smcached.toml"), config).unwrap();
+        }
         for (name, content) in &self.files {
             fs::create_dir_all(path(name).parent().unwrap()).unwrap();
             fs::write(path(name), content).unwrap();
@@ -180,6 +204,14 @@ impl Daemon {
     /// A file in the daemon's directory.
     pub fn path(&self, name: &str) -> PathBuf {
         self.directory.as_ref().unwrap().path().join(name)
+    }
+
+    /// Replaces its configuration in one step.
+    pub fn rewrite_config(&self, change: impl FnOnce(String) -> String) {
+        let path = self.path("smcached.toml");
+        let text = change(fs::read_to_string(&path).unwrap());
+        fs::write(self.path("next.toml"), text).unwrap();
+        fs::rename(self.path("next.toml"), path).unwrap();
     }
 
     /// The token of the TCP listener.

@@ -37,7 +37,13 @@ pub async fn eventually<F: Future<Output = bool>>(
 
 /// A TCP port that nobody uses at this moment.
 pub fn free_port() -> u16 {
-    TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap().local_addr().unwrap().port()
+    free_ports::<1>()[0]
+}
+
+/// Different ones.
+pub fn free_ports<const N: usize>() -> [u16; N] {
+    let taken = [(); N].map(|()| TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap());
+    taken.map(|listener| listener.local_addr().unwrap().port())
 }
 
 /// A path in the repository.

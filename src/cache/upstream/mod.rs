@@ -29,11 +29,14 @@ use self::breaker::{Breaker, Change};
 use self::health::Health;
 use self::limits::{Class, Limits};
 use crate::metrics::UpstreamMetrics;
-use crate::secret::{Origin, SecretKey, SecretVersion, with_region};
-use crate::source::{SecretSource, SourceError};
+use crate::secret::{Origin, SecretId, SecretKey, SecretVersion, with_region};
+use crate::source::{SecretSource, SourceError, Tag};
 
 /// The pause before the second attempt of a cold read, jittered over its upper half; it doubles each time.
 const FIRST_PAUSE: Duration = Duration::from_millis(200);
+
+/// The most secrets that one tag may bring; whoever tags more needs a narrower tag.
+const MAX_LISTED: usize = 10_000;
 
 /// How the source is called. A reload may change all of it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -290,6 +293,29 @@ impl Upstream {
         self.note_call(self.source.operation(), at, result, answer.as_ref().err());
         self.note_endpoint(&place, std::slice::from_ref(key), answer.as_ref().err());
         Asked { at, answer, called: true, instead_of: None }
+    }
+
+    /// The names of the secrets with a tag, in the default region and role; each page in its turn.
+    pub(super) async fn list(&self, tag: &Tag) -> Result<Vec<SecretId>, SourceError> {
+        let (mut ids, mut from) = (Vec::new(), None);
+        loop {
+            if let Some(error) = self.refusal(&Origin::default()) {
+                return Err(error);
+            }
+            let turn = self.limits.enter(Class::Refresh, None).await?;
+            let (at, limit) = (Instant::now(), self.options.load().call_timeout());
+            let answer =
+                timeout(limit, self.source.list(tag, from)).await.unwrap_or(Err(SourceError::Timeout));
+            drop(turn);
+            let result = answer.as_ref().map_or_else(SourceError::kind, |_| "success");
+            self.note_call(self.source.list_operation(), at, result, answer.as_ref().err());
+            let page = answer?;
+            ids.extend(page.ids);
+            from = page.next;
+            if from.is_none() || ids.len() >= MAX_LISTED {
+                return Ok(ids);
+            }
+        }
     }
 
     /// Whether a refresh that starts now cannot have an answer within `patience`: its turn would not come, the

@@ -33,7 +33,7 @@ pub(in crate::server) async fn read<B>(
     raw: &str,
 ) -> Result<Response<Body>, Problem> {
     let query = Query::parse(request.uri().query())?;
-    let key = shared.resolver.resolve(SecretPath::parse(raw)?, query.selector)?;
+    let key = shared.resolver.load().resolve(SecretPath::parse(raw)?, query.selector)?;
     gate.may_read(&key)?;
     let headers = request.headers();
     let demand = demand(headers);

@@ -33,7 +33,8 @@ impl AwsSource {
     /// Asks for all `keys`, page by page. They are of one region and role, and current.
     pub(super) async fn batch_get_secret_value(&self, keys: &[SecretKey]) -> Result<BatchAnswer, BatchError> {
         let Some(first) = keys.first() else { return Ok(Vec::new()) };
-        let client = self.clients.client(first).await.map_err(BatchError::Failed)?;
+        let place = self.clients.place(first);
+        let client = self.clients.client_at(&place).await.map_err(BatchError::Failed)?;
         let ids: Vec<String> = keys.iter().map(|key| key.id.as_str().to_owned()).collect();
         let mut answers = Answers::of(keys);
         let mut next_token = None;
@@ -43,7 +44,7 @@ impl AwsSource {
             let page = match page.set_next_token(next_token).send().await {
                 Ok(page) => page,
                 Err(error) if is_unsupported(&error) => return Err(BatchError::Unsupported),
-                Err(error) => return Err(BatchError::Failed(self.renewing(first, classify(&error)).await)),
+                Err(error) => return Err(BatchError::Failed(self.renewing(&place, classify(&error)).await)),
             };
             for entry in page.secret_values.unwrap_or_default() {
                 answers.add_value(entry);

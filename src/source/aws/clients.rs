@@ -32,7 +32,7 @@ const NO_REGION: &str = "no AWS region is known for this name: set [aws] region,
      or ask by ARN, which names its region";
 
 /// A region and a role; `None` is the daemon's default.
-type Place = (Option<String>, Option<String>);
+pub(super) type Place = (Option<String>, Option<String>);
 
 /// The clients of all regions and roles.
 pub(super) struct Clients {
@@ -80,17 +80,16 @@ impl Clients {
         Self { options, http: Ok(Some(http)), credentials: Some(credentials), places }
     }
 
-    /// The client for a key's region and role. Many who ask at once wait for one to be made.
-    pub(super) async fn client(&self, key: &SecretKey) -> Result<Client, SourceError> {
-        let place = self.place(key);
-        let made = self.made(&place);
+    /// The client of a region and role. Many who ask at once wait for one to be made.
+    pub(super) async fn client_at(&self, place: &Place) -> Result<Client, SourceError> {
+        let made = self.made(place);
         let mut made = made.lock().await;
         let too_early = made.is_recent();
         match &made.outcome {
             Some(Ok(client)) => Ok(client.clone()),
             Some(Err(error)) if too_early => Err(error.clone()),
             _ => {
-                let outcome = self.make(&place).await;
+                let outcome = self.make(place).await;
                 *made = Made { outcome: Some(outcome.clone()), at: Some(Instant::now()) };
                 outcome
             }
@@ -99,8 +98,8 @@ impl Clients {
 
     /// Forgets a client whose credentials were rejected, so that the next call loads them anew; at most
     /// once per [`MIN_RENEWAL`].
-    pub(super) async fn renew(&self, key: &SecretKey) {
-        let made = self.made(&self.place(key));
+    pub(super) async fn renew(&self, place: &Place) {
+        let made = self.made(place);
         let mut made = made.lock().await;
         if !made.is_recent() {
             made.outcome = None;
@@ -118,7 +117,13 @@ impl Clients {
         }
     }
 
-    fn place(&self, key: &SecretKey) -> Place {
+    /// The daemon's own region and role.
+    pub(super) fn default_place(&self) -> Place {
+        (self.options.region.clone(), self.options.role_arn.clone())
+    }
+
+    /// A key's region and role.
+    pub(super) fn place(&self, key: &SecretKey) -> Place {
         let region = key.region().or(self.options.region.as_deref()).map(str::to_owned);
         let role = key.origin.role_arn.as_deref().or(self.options.role_arn.as_deref()).map(str::to_owned);
         (region, role)

@@ -1,12 +1,13 @@
 //! AWS Secrets Manager. The only module that knows the AWS SDK.
 //!
 //! One call, `GetSecretValue`, is all that is needed: it is all that the usual policy grants. `batch` asks for
-//! several secrets in one call where that is granted too; `clients` makes and renews an SDK client per region
+//! several secrets in one call, and `list` for the names of those with a tag, where that is granted too; `clients` makes and renews an SDK client per region
 //! and role; `classify` says what an error means. Every call is one attempt: retries are the cache's.
 
 mod batch;
 mod classify;
 mod clients;
+mod list;
 #[cfg(test)]
 mod tests;
 
@@ -16,8 +17,8 @@ use aws_sdk_secretsmanager::operation::get_secret_value::GetSecretValueOutput;
 use aws_sdk_secretsmanager::primitives::{Blob, DateTime};
 
 use self::classify::classify;
-use self::clients::Clients;
-use super::{Fetching, FetchingBatch, Probing, SecretSource, SourceError};
+use self::clients::{Clients, Place};
+use super::{Fetching, FetchingBatch, Listing, Probing, SecretSource, SourceError, Tag};
 use crate::secret::{SecretKey, SecretValue, SecretVersion};
 
 /// How AWS is reached. What is `None` is left to the SDK's own chain.
@@ -59,7 +60,8 @@ impl AwsSource {
     }
 
     async fn get_secret_value(&self, key: &SecretKey) -> Result<SecretVersion, SourceError> {
-        let client = self.clients.client(key).await?;
+        let place = self.clients.place(key);
+        let client = self.clients.client_at(&place).await?;
         let answer = client
             .get_secret_value()
             .secret_id(key.id.as_str())
@@ -69,14 +71,14 @@ impl AwsSource {
             .await;
         match answer {
             Ok(output) => version(output),
-            Err(error) => Err(self.renewing(key, classify(&error)).await),
+            Err(error) => Err(self.renewing(&place, classify(&error)).await),
         }
     }
 
     /// Sees to it that rejected credentials are not used again.
-    async fn renewing(&self, key: &SecretKey, error: SourceError) -> SourceError {
+    async fn renewing(&self, place: &Place, error: SourceError) -> SourceError {
         if matches!(error, SourceError::IdentityRejected { .. }) {
-            self.clients.renew(key).await;
+            self.clients.renew(place).await;
         }
         error
     }
@@ -105,6 +107,14 @@ impl SecretSource for AwsSource {
 
     fn fetch_batch<'a>(&'a self, keys: &'a [SecretKey]) -> FetchingBatch<'a> {
         Box::pin(self.batch_get_secret_value(keys))
+    }
+
+    fn list_operation(&self) -> &'static str {
+        "ListSecrets"
+    }
+
+    fn list<'a>(&'a self, tag: &'a Tag, from: Option<String>) -> Listing<'a> {
+        Box::pin(self.list_secrets(tag, from))
     }
 
     fn probe(&self) -> Probing<'_> {

@@ -1,0 +1,182 @@
+//! The process, in the order in which it starts: build the parts, open the listeners, wait, drain.
+//!
+//! Every part gets what it needs from here as an argument; there are no globals. `parts` makes them from the
+//! configuration, `reload` gives them another one while they run.
+
+mod parts;
+mod reload;
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use arc_swap::ArcSwap;
+use thiserror::Error;
+use tokio::sync::watch;
+use tokio::time::{sleep, timeout};
+
+use self::reload::{Reloader, SharedRules};
+use crate::access::{TOKEN_POLL_INTERVAL, TokenError};
+use crate::cache::{self, Cache};
+use crate::config::{Bind, Config, Environment, EnvironmentError, ListenerConfig};
+use crate::lifecycle::{Drain, Readiness, Signals, Supervisor, TaskEnd, Told};
+use crate::metrics::Metrics;
+use crate::net::{self, BindError, ConnectionLimits, Listener, Ownership, Service, UnknownOwner};
+use crate::ops::OpsService;
+use crate::server::{SecretService, Shared};
+use crate::source::file::FileSourceError;
+
+/// Why the process ends otherwise than as told.
+#[derive(Debug, Error)]
+pub enum AppError {
+    /// The environment asks for something that must not be.
+    #[error(transparent)]
+    Environment(#[from] EnvironmentError),
+    /// The file of secrets is missing or broken.
+    #[error(transparent)]
+    FileSource(#[from] FileSourceError),
+    /// An address cannot be listened on.
+    #[error(transparent)]
+    Bind(#[from] BindError),
+    /// A socket's owner or group does not exist.
+    #[error(transparent)]
+    Owner(#[from] UnknownOwner),
+    /// A listener's token cannot be had.
+    #[error(transparent)]
+    Token(#[from] TokenError),
+    /// The system does not let us catch signals.
+    #[error("cannot catch signals: {0}")]
+    Signals(std::io::Error),
+    /// A part that must run has ended.
+    #[error("the {name} {how}; this is a defect of smcached", name = .0.name, how = if .0.panicked { "panicked" } else { "ended" })]
+    Task(TaskEnd),
+    /// A second signal came before the end was done.
+    #[error("ended at once by a second signal")]
+    Interrupted,
+}
+
+impl AppError {
+    /// Whether the mend is in the configuration.
+    pub fn is_configuration(&self) -> bool {
+        matches!(self, Self::Environment(_) | Self::FileSource(_) | Self::Owner(_))
+    }
+}
+
+/// Runs the daemon until a signal ends it. `path` is where `config` was read from, and is read again on demand.
+pub async fn run(config: Config, path: Option<PathBuf>, environment: &Environment) -> Result<(), AppError> {
+    environment.check()?;
+    let mut signals = Signals::install().map_err(AppError::Signals)?;
+    let mut tasks = Supervisor::default();
+    let drain = Drain::new();
+    let readiness = Readiness::default();
+    let starting = readiness.block("listeners");
+    let metrics = Metrics::new();
+    metrics.config.loaded();
+
+    let source = parts::source(&config, environment, &mut tasks)?;
+    let resolver = Arc::new(parts::resolver(&config));
+    let wanted = parts::wanted(&config, &resolver);
+    let settings = parts::settings(&config, Arc::clone(&resolver), &metrics);
+    let cache = Cache::new(source, settings, metrics.clone());
+    tasks.spawn("refresher", cache.clone().run());
+    let probed = cache.clone();
+    tokio::spawn(async move { probed.probe().await });
+
+    let limits = ConnectionLimits {
+        max_connections: config.server.max_connections as usize,
+        idle_timeout: config.server.idle_timeout,
+    };
+    let open = Open { drain: &drain, metrics: &metrics, limits };
+    // The ops listener is no part of the drain: it answers until the others are done.
+    let ops_drain = Drain::new();
+    if let Some(addr) = config.ops.tcp {
+        let listener = Listener::tcp(addr).await?;
+        let service = OpsService::new(metrics.clone(), readiness.clone(), cache.view(), listener.label());
+        Open { drain: &ops_drain, ..open }.serve(listener, service, &mut tasks);
+    }
+    let shared = Arc::new(Shared::new(cache.clone(), resolver, readiness.clone()));
+    let mut rules = Vec::new();
+    for listener in &config.listeners {
+        rules.push(open.secrets(listener, &shared, &mut tasks).await?);
+    }
+    tasks.spawn("token watch", watch_tokens(rules.clone()));
+    let block = (!wanted.is_empty()).then(|| readiness.block("preload"));
+    let (wanting, wanted) = watch::channel(wanted);
+    let patience = config.cache.preload_timeout;
+    tasks.spawn("preload", cache::preload(cache.clone(), wanted, patience, || drop(block)));
+    let drain_timeout = config.server.drain_timeout;
+    let mut reloader = Reloader::new(config, path, reload::Parts { cache, shared, rules, wanting, metrics });
+    drop(starting);
+    tracing::info!(version = env!("CARGO_PKG_VERSION"), "started");
+
+    let signal = loop {
+        tokio::select! {
+            told = signals.next() => match told {
+                Told::End(signal) => break signal,
+                Told::Reload => reloader.reload().await,
+            },
+            () = reloader.file_changed() => reloader.reload().await,
+            end = tasks.first_end() => return Err(AppError::Task(end)),
+        }
+    };
+    tracing::info!(signal, "ending: finishing requests in flight");
+    readiness.start_draining();
+    tokio::select! {
+        finished = timeout(drain_timeout, drain.finish()) => {
+            if finished.is_err() {
+                tracing::warn!("requests in flight did not finish within drain_timeout and are cut off");
+            }
+        }
+        _ = signals.end() => return Err(AppError::Interrupted),
+    }
+    tracing::info!("ended");
+    Ok(())
+}
+
+/// Rereads token files when they change.
+async fn watch_tokens(rules: Vec<SharedRules>) {
+    loop {
+        sleep(TOKEN_POLL_INTERVAL).await;
+        for rules in &rules {
+            if let Some(token) = &rules.load().gate().token {
+                token.look();
+            }
+        }
+    }
+}
+
+/// Opens listeners.
+#[derive(Clone, Copy)]
+struct Open<'a> {
+    drain: &'a Drain,
+    metrics: &'a Metrics,
+    limits: ConnectionLimits,
+}
+
+impl Open<'_> {
+    fn serve<S: Service>(&self, listener: Listener, service: S, tasks: &mut Supervisor) {
+        tracing::info!(listener = listener.label(), "listening");
+        let gauge = self.metrics.http.connections(listener.label());
+        let serving = net::serve(listener, Arc::new(service), self.limits, self.drain.watcher(), gauge);
+        tasks.spawn("accept loop", serving);
+    }
+
+    async fn secrets(
+        &self,
+        config: &ListenerConfig,
+        shared: &Arc<Shared>,
+        tasks: &mut Supervisor,
+    ) -> Result<SharedRules, AppError> {
+        let listener = match &config.bind {
+            Bind::Unix { path, mode, owner, group, .. } => {
+                Listener::unix(path, Ownership::resolve(*mode, owner.as_deref(), group.as_deref())?)?
+            }
+            Bind::Tcp { addr, .. } => Listener::tcp(*addr).await?,
+        };
+        let rules = Arc::new(ArcSwap::from_pointee(parts::rules(config, None)?));
+        let label = listener.label().to_owned();
+        let http = self.metrics.http.clone();
+        let service = SecretService::new(Arc::clone(shared), Arc::clone(&rules), label, http);
+        self.serve(listener, service, tasks);
+        Ok(rules)
+    }
+}

@@ -1,0 +1,131 @@
+//! From the configuration to the parts that it describes.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::AppError;
+use crate::access::{Gate, Patterns, TokenError, TokenFile};
+use crate::cache::{CacheOptions, CallOptions, Lifetimes, Policies, Settings, Wanted};
+use crate::config::{Batch, Bind, Config, Environment, ListenerConfig, SourceConfig, TokenConfig};
+use crate::lifecycle::Supervisor;
+use crate::metrics::Metrics;
+use crate::secret::{Group, Origin, Resolver, SecretPath, VersionSelector};
+use crate::server::Rules;
+use crate::source::aws::{AwsOptions, AwsSource};
+use crate::source::file::FileSource;
+use crate::source::{SecretSource, Tag};
+
+/// The longest that the AWS SDK may look for an identity, whatever `fetch_timeout` is: its own default.
+const MAX_IDENTITY_TIMEOUT: Duration = Duration::from_secs(5);
+
+pub(super) fn source(
+    config: &Config,
+    environment: &Environment,
+    tasks: &mut Supervisor,
+) -> Result<Arc<dyn SecretSource>, AppError> {
+    match &config.source {
+        SourceConfig::File { path } => {
+            let source = Arc::new(FileSource::open(path)?);
+            let watched = Arc::clone(&source);
+            tasks.spawn("file source", async move { watched.run().await });
+            Ok(source)
+        }
+        SourceConfig::Aws => {
+            let aws = config.aws.clone();
+            let options = AwsOptions {
+                region: aws.region,
+                endpoint_url: aws.endpoint_url,
+                sts_endpoint_url: aws.sts_endpoint_url,
+                profile: aws.profile,
+                role_arn: aws.role_arn,
+                connect_timeout: aws.connect_timeout,
+                attempt_timeout: aws.attempt_timeout,
+                operation_timeout: call_options(config).call_timeout(),
+                identity_timeout: config.cache.fetch_timeout.mul_f64(0.7).min(MAX_IDENTITY_TIMEOUT),
+                ca_bundle: environment.ca_bundle()?,
+            };
+            Ok(Arc::new(AwsSource::new(options)))
+        }
+    }
+}
+
+pub(super) fn resolver(config: &Config) -> Resolver {
+    let groups = config.groups.iter().map(|(name, group)| Group {
+        name: name.as_str().into(),
+        prefix: group.prefix.clone(),
+        origin: Origin {
+            region: group.region.as_deref().map(Into::into),
+            role_arn: group.role_arn.as_deref().map(Into::into),
+        },
+        ttl: group.ttl,
+        fallback_regions: group.fallback_regions.iter().map(|region| region.as_str().into()).collect(),
+    });
+    Resolver::new(groups, config.cache.unlisted_groups)
+}
+
+/// What is listed under `preload` and `preload_tags`. The configuration has checked the form; what the groups make
+/// of it may still be refused, and is said.
+pub(super) fn wanted(config: &Config, resolver: &Resolver) -> Wanted {
+    let resolve = |raw: &String| {
+        let path = SecretPath::parse(raw)?;
+        resolver.resolve(path, VersionSelector::current())
+    };
+    let keys = config.cache.preload.iter().filter_map(|raw| {
+        resolve(raw).inspect_err(|error| tracing::warn!(secret = raw, %error, "cannot be preloaded")).ok()
+    });
+    Wanted {
+        keys: keys.collect(),
+        tags: config.cache.preload_tags.iter().map(|text| Tag::parse(text)).collect(),
+    }
+}
+
+/// Who may come in by a listener. A token file that is `known` is not opened again.
+pub(super) fn rules(config: &ListenerConfig, known: Option<&Arc<TokenFile>>) -> Result<Rules, TokenError> {
+    let allow_secrets = (!config.allow_secrets.is_empty()).then(|| Patterns::new(&config.allow_secrets));
+    let (token, allow_uids, allowed_hosts) = match &config.bind {
+        Bind::Unix { allow_uids, .. } => (None, allow_uids.clone(), None),
+        Bind::Tcp { token, allowed_hosts, .. } => {
+            let token = match token {
+                TokenConfig::None => None,
+                TokenConfig::File(path) => match known.filter(|known| known.path() == path) {
+                    Some(known) => Some(Arc::clone(known)),
+                    None => Some(Arc::new(TokenFile::open(path)?)),
+                },
+            };
+            (token, Vec::new(), Some(allowed_hosts.clone()))
+        }
+    };
+    Ok(Rules::new(Gate { token, allow_uids, allow_secrets }, allowed_hosts))
+}
+
+fn cache_options(config: &Config) -> CacheOptions {
+    let cache = &config.cache;
+    CacheOptions {
+        lifetimes: Lifetimes {
+            ttl: cache.ttl,
+            stale_while_revalidate: cache.stale_while_revalidate,
+            stale_if_error: cache.stale_if_error,
+        },
+        negative_ttl: cache.negative_ttl,
+        idle_timeout: cache.idle_timeout,
+        fetch_timeout: cache.fetch_timeout,
+        revalidate_timeout: cache.revalidate_timeout,
+        max_bytes: cache.max_bytes,
+    }
+}
+
+fn call_options(config: &Config) -> CallOptions {
+    CallOptions {
+        fetch_timeout: config.cache.fetch_timeout,
+        max_attempts: config.aws.max_attempts,
+        max_concurrency: config.refresh.max_concurrency,
+        rate: config.refresh.rate,
+        batch: config.refresh.batch == Batch::Auto,
+    }
+}
+
+pub(super) fn settings(config: &Config, resolver: Arc<Resolver>, metrics: &Metrics) -> Settings {
+    let options = cache_options(config);
+    let policies = Policies::new(resolver, options.lifetimes, &metrics.cache);
+    Settings { options, calls: call_options(config), policies }
+}
