@@ -21,6 +21,7 @@ pub struct Setup {
     top: String,
     /// The configuration lies as Kubernetes mounts a `ConfigMap`.
     is_linked: bool,
+    is_quiet: bool,
     /// The `[source]` and `[aws]` sections.
     source: String,
     /// Lines of `[cache]`.
@@ -70,6 +71,12 @@ impl Setup {
     /// Keys before all sections.
     pub fn top(mut self, lines: &str) -> Self {
         self.top.push_str(&format!("{lines}\n"));
+        self
+    }
+
+    /// Has it log errors only.
+    pub fn quiet(mut self) -> Self {
+        self.is_quiet = true;
         self
     }
 
@@ -131,12 +138,13 @@ impl Setup {
     /// As [`Setup::launch`], in a directory where things may lie already.
     pub fn launch_in(self, directory: TempDir) -> Daemon {
         let path = |name: &str| directory.path().join(name);
+        let level = if self.is_quiet { "error" } else { "trace" };
         let [tcp_port, ops_port] = free_ports();
         let token = self.tcp.unwrap_or_else(|| "token_file = \"token\"".to_owned());
         let config = format!(
             "{}\n{}\n[cache]\n{}\n[[listener]]\nunix = \"s.sock\"\n{}\n[[listener]]\ntcp = \"127.0.0.1:{tcp_port}\"\n\
-             {token}\n[ops]\ntcp = \"127.0.0.1:{ops_port}\"\n[log]\nlevel = \"trace\"\n{}\n",
-            self.top, self.source, self.cache, self.unix, self.more
+             {token}\n[ops]\ntcp = \"127.0.0.1:{ops_port}\"\n[log]\nlevel = \"{}\"\n{}\n",
+            self.top, self.source, self.cache, self.unix, level, self.more
         );
         if self.is_linked {
             fs::create_dir(path("..first")).unwrap();
