@@ -43,6 +43,7 @@ pub(super) fn source(
                 operation_timeout: call_options(config).call_timeout(),
                 identity_timeout: config.cache.fetch_timeout.mul_f64(0.7).min(MAX_IDENTITY_TIMEOUT),
                 ca_bundle: environment.ca_bundle()?,
+                credential_files: environment.credential_files(),
             };
             Ok(Arc::new(AwsSource::new(options)))
         }

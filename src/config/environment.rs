@@ -24,6 +24,8 @@ pub struct Environment {
     token_file: Option<PathBuf>,
     /// `AWS_CA_BUNDLE`: the certificates to trust; the Rust SDK ignores it, so it is handed over.
     aws_ca_bundle: Option<PathBuf>,
+    /// Where the AWS SDK finds credentials in files.
+    credential_files: Vec<PathBuf>,
     /// `LOG_SENSITIVE_BODIES`: makes the AWS SDK log what it receives.
     log_sensitive_bodies: bool,
 }
@@ -78,6 +80,7 @@ impl Environment {
             token: value("SMCACHED_TOKEN").map(Zeroizing::new),
             token_file: value("SMCACHED_TOKEN_FILE").map(PathBuf::from),
             aws_ca_bundle: value("AWS_CA_BUNDLE").map(PathBuf::from),
+            credential_files: credential_files(value),
             log_sensitive_bodies: value("LOG_SENSITIVE_BODIES")
                 .is_some_and(|value| value.eq_ignore_ascii_case("true")),
         }
@@ -96,6 +99,11 @@ impl Environment {
         fs::read(path).map(Some).map_err(unreadable)
     }
 
+    /// The files from which the AWS SDK takes credentials, whether they exist or not.
+    pub fn credential_files(&self) -> Vec<PathBuf> {
+        self.credential_files.clone()
+    }
+
     /// The token that client commands present: `SMCACHED_TOKEN`, else what `SMCACHED_TOKEN_FILE` holds.
     pub fn read_token(&self) -> Result<Option<Zeroizing<String>>, EnvironmentError> {
         if let Some(token) = &self.token {
@@ -110,6 +118,22 @@ impl Environment {
         let text = Zeroizing::new(fs::read_to_string(path).map_err(unreadable)?);
         Ok(Some(Zeroizing::new(text.trim().to_owned())))
     }
+}
+
+/// Shared files, and files with a token
+/// (<https://docs.aws.amazon.com/sdkref/latest/guide/file-location.html>).
+fn credential_files(value: impl Fn(&str) -> Option<String>) -> Vec<PathBuf> {
+    let shared = |variable, usual: &str| {
+        value(variable).map(PathBuf::from).or_else(|| Some(PathBuf::from(value("HOME")?).join(usual)))
+    };
+    let token = |variable| value(variable).map(PathBuf::from);
+    let files = [
+        shared("AWS_SHARED_CREDENTIALS_FILE", ".aws/credentials"),
+        shared("AWS_CONFIG_FILE", ".aws/config"),
+        token("AWS_WEB_IDENTITY_TOKEN_FILE"),
+        token("AWS_CONTAINER_AUTHORIZATION_TOKEN_FILE"),
+    ];
+    files.into_iter().flatten().collect()
 }
 
 /// The configuration file to use: the one of the command line, else of the environment, else the usual

@@ -2,8 +2,12 @@
 
 use std::path::Path;
 use std::process::Command;
+use std::time::Duration;
+
+use tokio::time::sleep;
 
 use crate::support::daemon::Setup;
+use crate::support::eventually;
 use crate::support::fake_aws::FakeAws;
 use crate::support::moto::Moto;
 
@@ -44,6 +48,33 @@ async fn a_profile_of_the_shared_files_is_used() {
         )
         .start()
         .await;
+    assert_eq!(daemon.get("/secret/db").await.text(), "x");
+}
+
+#[tokio::test]
+async fn credentials_that_change_on_disk_are_picked_up() {
+    let aws = FakeAws::start();
+    aws.put("db", "x");
+    let file = |id: &str| format!("[default]\naws_access_key_id = {id}\naws_secret_access_key = x\n");
+    let daemon = Setup::with_aws(&aws.url())
+        .env("AWS_ACCESS_KEY_ID", "")
+        .env("AWS_SECRET_ACCESS_KEY", "")
+        .file(".aws/credentials", &file("AKIAFIRST"))
+        .cache("ttl = \"500ms\"")
+        .start()
+        .await;
+    assert_eq!(daemon.get("/secret/db").await.text(), "x");
+    assert_eq!(aws.log()[0].access_key_id, "AKIAFIRST");
+    // Half an edit: what is held is served on.
+    std::fs::write(daemon.path(".aws/credentials"), "[default\n").unwrap();
+    sleep(Duration::from_secs(4)).await;
+    assert_eq!(daemon.get("/secret/db").await.text(), "x");
+    std::fs::write(daemon.path(".aws/credentials"), file("AKIASECOND")).unwrap();
+    eventually("the new ones are used", Duration::from_secs(30), async || {
+        daemon.get("/secret/db").await;
+        aws.log().last().unwrap().access_key_id == "AKIASECOND"
+    })
+    .await;
     assert_eq!(daemon.get("/secret/db").await.text(), "x");
 }
 

@@ -22,6 +22,7 @@ use tokio::time::{Instant, timeout};
 
 use super::AwsOptions;
 use super::classify::no_identity;
+use super::credentials::{Files, Keeping, RENEWED_BEFORE};
 use crate::secret::SecretKey;
 use crate::source::SourceError;
 
@@ -40,6 +41,7 @@ pub(super) struct Clients {
     http: Result<Option<SharedHttpClient>, SourceError>,
     /// In place of the SDK's own chain; for tests.
     credentials: Option<SharedCredentialsProvider>,
+    credential_files: Files,
     places: StdMutex<HashMap<Place, Arc<Mutex<Made>>>>,
 }
 
@@ -66,7 +68,8 @@ impl Made {
 impl Clients {
     pub(super) fn new(options: AwsOptions) -> Self {
         let http = options.ca_bundle.clone().map(trusting).transpose();
-        Self { options, http, credentials: None, places: StdMutex::default() }
+        let credential_files = Files::new(&options.credential_files);
+        Self { options, http, credentials: None, credential_files, places: StdMutex::default() }
     }
 
     /// With parts that a test brings.
@@ -76,12 +79,15 @@ impl Clients {
         http: SharedHttpClient,
         credentials: SharedCredentialsProvider,
     ) -> Self {
-        let places = StdMutex::default();
-        Self { options, http: Ok(Some(http)), credentials: Some(credentials), places }
+        Self { http: Ok(Some(http)), credentials: Some(credentials), ..Self::new(options) }
     }
 
     /// The client of a region and role. Many who ask at once wait for one to be made.
     pub(super) async fn client_at(&self, place: &Place) -> Result<Client, SourceError> {
+        if self.credential_files.have_changed() {
+            tracing::info!("a file with AWS credentials has changed; they are loaded anew");
+            self.places.lock().unwrap_or_else(PoisonError::into_inner).clear();
+        }
         let made = self.made(place);
         let mut made = made.lock().await;
         let too_early = made.is_recent();
@@ -153,7 +159,7 @@ impl Clients {
                 .configure(&sts.build())
                 .build()
                 .await;
-            config = config.credentials_provider(provider);
+            config = config.credentials_provider(keeping(SharedCredentialsProvider::new(provider)));
         }
         Ok(Client::from_conf(config.build()))
     }
@@ -190,10 +196,19 @@ impl Clients {
         if let Some(region) = region {
             loader = loader.region(Region::new(region));
         }
-        let identities = IdentityCache::lazy().load_timeout(options.identity_timeout).build();
+        let identities =
+            IdentityCache::lazy().load_timeout(options.identity_timeout).buffer_time(RENEWED_BEFORE).build();
         let loading = timeout(options.identity_timeout, loader.identity_cache(identities).load());
-        loading.await.map_err(|_| SourceError::NoIdentity { advice: NO_REGION.to_owned() })
+        let base = loading.await.map_err(|_| SourceError::NoIdentity { advice: NO_REGION.to_owned() })?;
+        let provider = base.credentials_provider().map(keeping);
+        let mut base = base.into_builder();
+        base.set_credentials_provider(provider);
+        Ok(base.build())
     }
+}
+
+fn keeping(provider: SharedCredentialsProvider) -> SharedCredentialsProvider {
+    SharedCredentialsProvider::new(Keeping::new(provider))
 }
 
 /// An HTTP client that trusts these certificates and no others: `AWS_CA_BUNDLE`, which the SDK ignores.

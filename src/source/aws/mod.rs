@@ -1,16 +1,19 @@
 //! AWS Secrets Manager. The only module that knows the AWS SDK.
 //!
 //! One call, `GetSecretValue`, is all that is needed: it is all that the usual policy grants. `batch` asks for
-//! several secrets in one call, and `list` for the names of those with a tag, where that is granted too; `clients` makes and renews an SDK client per region
+//! several secrets in one call, and `list` for the names of those with a tag, where that is granted too; `credentials`
+//! outlive a failure to renew them; `clients` makes and renews an SDK client per region
 //! and role; `classify` says what an error means. Every call is one attempt: retries are the cache's.
 
 mod batch;
 mod classify;
 mod clients;
+mod credentials;
 mod list;
 #[cfg(test)]
 mod tests;
 
+use std::path::PathBuf;
 use std::time::{Duration, SystemTime};
 
 use aws_sdk_secretsmanager::operation::get_secret_value::GetSecretValueOutput;
@@ -45,6 +48,8 @@ pub struct AwsOptions {
     pub identity_timeout: Duration,
     /// Certificates to trust instead of the system's, in PEM form.
     pub ca_bundle: Option<Vec<u8>>,
+    /// Files from which the SDK takes credentials: when one changes, they are loaded anew.
+    pub credential_files: Vec<PathBuf>,
 }
 
 /// Secrets Manager in every region and role that is asked for.

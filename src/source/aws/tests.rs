@@ -26,6 +26,7 @@ fn options() -> AwsOptions {
         operation_timeout: Duration::from_secs(5),
         identity_timeout: Duration::from_secs(2),
         ca_bundle: None,
+        credential_files: Vec::new(),
     }
 }
 
