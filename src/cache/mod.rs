@@ -36,7 +36,7 @@ pub use self::policy::{CacheOptions, GroupPolicy, Policies};
 pub use self::preload::{Wanted, preload};
 pub use self::slot::Held;
 pub use self::store::{GroupSummary, StoreSummary};
-pub use self::upstream::{CallOptions, PlaceSummary, UpstreamState, UpstreamSummary, breaker, pace};
+pub use self::upstream::{CallOptions, PlaceSummary, UpstreamState, UpstreamSummary, ability, breaker, pace};
 
 use self::flight::{Boarding, Flights, Outcome, Purpose};
 use self::refresher::Agenda;

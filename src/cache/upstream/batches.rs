@@ -1,10 +1,5 @@
 //! Refreshes that share a call. Those that come within a moment, for one region and role, wait for each other and
 //! then for their turn together; whoever comes while they wait comes along.
-//!
-//! Where batches are denied or unknown that is noticed, said once, and single calls are made; much later they are
-//! tried again. The same for a while where they are throttled or garbled again and again: AWS allows 100 batches
-//! a second in an account and region, but 10,000 single calls
-//! (<https://docs.aws.amazon.com/secretsmanager/latest/userguide/reference_limits.html>).
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::atomic::Ordering;
@@ -22,55 +17,8 @@ use crate::source::{BatchError, SourceError};
 /// How long the first waits for others.
 const LINGER: Duration = Duration::from_millis(10);
 
-/// Where batches are not supported, they are tried again after this time, jittered by a quarter.
-const UNSUPPORTED_FOR: Duration = Duration::from_hours(1);
-
-/// Where they are supported and fail, after this time, jittered likewise.
-const FAILING_FOR: Duration = Duration::from_mins(5);
-
-/// So many batches in a row that were throttled or garbled, and single calls are made for a while.
-const MAX_STRIKES: u32 = 3;
-
 /// Where one waits for the answer.
 pub(super) type Seat = oneshot::Receiver<Asked>;
-
-/// Whether batches work at an endpoint.
-#[derive(Debug, Default)]
-pub(super) struct Ability {
-    /// The last batch was answered. Until then batches go one by one, so that their lack costs one call.
-    is_proven: bool,
-    missing_until: Option<Instant>,
-    strikes: u32,
-}
-
-impl Ability {
-    pub(super) fn is_there(&self, now: Instant) -> bool {
-        self.missing_until.is_none_or(|until| now >= until)
-    }
-
-    /// Notes how a batch ended; true if batches are given up for now.
-    fn note(&mut self, error: Option<&BatchError>, now: Instant, random: f64) -> bool {
-        let pause = match error {
-            Some(BatchError::Unsupported) => UNSUPPORTED_FOR,
-            Some(BatchError::Failed(SourceError::Throttled { .. } | SourceError::Unusable { .. })) => {
-                self.strikes += 1;
-                if self.strikes < MAX_STRIKES {
-                    return false;
-                }
-                FAILING_FOR
-            }
-            // These say nothing of batches as such.
-            Some(BatchError::Failed(_)) => return false,
-            None => {
-                *self = Self { is_proven: true, ..Self::default() };
-                return false;
-            }
-        };
-        let until = now + pause.mul_f64(0.75 + 0.5 * random);
-        *self = Self { missing_until: Some(until), ..Self::default() };
-        true
-    }
-}
 
 /// Who waits for a batch, by endpoint.
 #[derive(Debug, Default)]
@@ -178,7 +126,7 @@ impl Upstream {
             if let Ok(turn) = turn
                 && !group.is_empty()
             {
-                let is_proven = self.endpoint(&place, |endpoint| endpoint.ability.is_proven);
+                let is_proven = self.endpoint(&place, |endpoint| endpoint.ability.is_proven());
                 let (upstream, to) = (Arc::clone(&self), place.clone());
                 let departing = tokio::spawn(async move { upstream.depart(&to, group, turn).await });
                 if !is_proven {
@@ -307,31 +255,5 @@ impl Passenger {
 fn tell_all(group: Vec<Passenger>, asked: impl Fn() -> Asked) {
     for passenger in group {
         passenger.tell(asked());
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[tokio::test(start_paused = true)]
-    async fn what_is_unsupported_is_tried_again_much_later_and_what_fails_a_little_later() {
-        let start = Instant::now();
-        let mut ability = Ability::default();
-        assert!(ability.note(Some(&BatchError::Unsupported), start, 0.5));
-        assert!(!ability.is_there(start + UNSUPPORTED_FOR / 2) && ability.is_there(start + UNSUPPORTED_FOR));
-        let throttled = BatchError::Failed(SourceError::Throttled { retry_after: None });
-        let mut ability = Ability::default();
-        for _ in 0..3 {
-            assert!(!ability.note(Some(&throttled), start, 0.5));
-            assert!(!ability.note(Some(&throttled), start, 0.5));
-            assert!(!ability.note(None, start, 0.5), "an answer in between");
-        }
-        for expected in [false, false, true] {
-            assert_eq!(ability.note(Some(&throttled), start, 0.5), expected);
-        }
-        assert!(!ability.is_there(start) && ability.is_there(start + FAILING_FOR));
-        let refused = BatchError::Failed(SourceError::Timeout);
-        assert!((0..9).all(|_| !ability.note(Some(&refused), start, 0.5)), "the breaker's business");
     }
 }

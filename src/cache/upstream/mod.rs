@@ -1,12 +1,14 @@
 //! Every call to the source goes through here: in its turn, to an endpoint that is not dead, in a batch where that
 //! saves calls, to another region where the first one fails.
 //!
-//! - `pace` and `breaker` are pure: when a call may start, which endpoint is asked at all.
+//! - `pace`, `breaker` and `ability` are pure: when a call may start, which endpoint is asked at all, and whether
+//!   in batches.
 //! - `limits` gives turns; `batches` collects refreshes into one call; `health` remembers how the source fares.
 //!
 //! A cold read is tried several times within the time that its reader waits. A refresh is tried once: the
 //! refresher comes again by itself.
 
+pub mod ability;
 mod batches;
 pub mod breaker;
 mod health;
@@ -24,6 +26,7 @@ use tokio::time::{Instant, sleep, timeout};
 
 pub use self::health::{PlaceSummary, UpstreamState, UpstreamSummary};
 
+use self::ability::Ability;
 use self::batches::{Batches, Seat};
 use self::breaker::{Breaker, Change};
 use self::health::Health;
@@ -79,7 +82,7 @@ pub(super) struct Upstream {
 #[derive(Debug, Default)]
 struct Endpoint {
     breaker: Breaker,
-    ability: batches::Ability,
+    ability: Ability,
 }
 
 /// How a question ended.
