@@ -301,20 +301,21 @@ impl Fleet {
                 clock.retry_at = clock.retry_at.map(|at| at.min(now));
             }
         }
+        let jitter = fastrand::f64();
         for at in group {
             let entry = &mut node.entries[at];
             match &answer {
                 Ok(()) => {
                     let fetched_before = entry.clock.map(|clock| clock.fetched_at);
                     entry.failures = 0;
-                    entry.clock = Some(clock(now));
+                    entry.clock = Some(clock(now, jitter));
                     note_fetch(self.epoch, fetched_before, now, &mut self.seen, &mut self.recovered);
                 }
                 Err(_) => {
                     entry.failures += 1;
                     match &mut entry.clock {
                         Some(clock) => {
-                            clock.retry_at = Some(now + backoff(entry.failures, None, fastrand::f64()));
+                            clock.retry_at = Some(now + backoff(entry.failures, None, jitter));
                         }
                         // A reader who got an error comes again.
                         None => entry.ask_at = now + READ_INTERVAL,
@@ -333,7 +334,7 @@ impl Fleet {
             match answer {
                 Some(()) => {
                     let fetched_before = entry.clock.map(|clock| clock.fetched_at);
-                    entry.clock = Some(clock(now));
+                    entry.clock = Some(clock(now, 0.0));
                     entry.ask_at = now + AGENT_TTL + READ_INTERVAL.mul_f64(fastrand::f64());
                     entry.failures = 0;
                     note_fetch(self.epoch, fetched_before, now, &mut self.seen, &mut self.recovered);
@@ -413,11 +414,11 @@ impl Fleet {
 }
 
 /// An entry that was fetched now and is read all the time.
-fn clock(now: Instant) -> EntryClock {
+fn clock(now: Instant, jitter: f64) -> EntryClock {
     EntryClock {
         lifetimes: LIFETIMES,
         fetched_at: now,
-        refresh_at: now + refresh_ahead(LIFETIMES.ttl, fastrand::f64()),
+        refresh_at: now + refresh_ahead(LIFETIMES.ttl, jitter),
         retry_at: None,
         last_read: now,
         read_since_fetch: true,

@@ -11,7 +11,7 @@ use tokio::sync::{Notify, watch};
 use tokio::time::Instant;
 
 use super::Shared;
-use super::slot::Held;
+use super::slot::{Fetch, Held};
 use super::upstream::{Asked, Refreshing};
 use crate::secret::{SecretKey, SecretVersion};
 use crate::source::{ErrorClass, SourceError};
@@ -115,16 +115,16 @@ impl Shared {
     /// Puts an answer, or an error, in its place.
     fn land(&self, key: &SecretKey, asked: Asked) -> Outcome {
         let answer = match asked.answer {
-            Ok(version) => self.land_version(key, asked.at, version, asked.instead_of),
+            Ok(version) => self.land_version(key, asked.fetch, version, asked.instead_of),
             Err(error) => Err(error),
         };
-        answer.inspect_err(|error| self.land_error(key, error))
+        answer.inspect_err(|error| self.land_error(key, error, asked.fetch))
     }
 
     fn land_version(
         &self,
         key: &SecretKey,
-        fetched_at: Instant,
+        fetch: Fetch,
         version: SecretVersion,
         instead_of: Option<SourceError>,
     ) -> Outcome {
@@ -138,7 +138,7 @@ impl Shared {
         let settings = self.settings.load();
         let landed = self
             .store
-            .land(key, version, settings.policies.of(key), fetched_at, self.is_pinned(key))
+            .land(key, version, settings.policies.of(key), fetch, self.is_pinned(key))
             .map_err(|_| SourceError::Unusable { reason: "its ARN is malformed" })?;
         self.refusals.forget(key);
         landed.slot.set_refreshing(false);
@@ -149,7 +149,7 @@ impl Shared {
         Ok(landed.held)
     }
 
-    fn land_error(&self, key: &SecretKey, error: &SourceError) {
+    fn land_error(&self, key: &SecretKey, error: &SourceError, fetch: Fetch) {
         let now = Instant::now();
         let slot = self.store.find(key).filter(|slot| slot.held().is_some());
         if let Some(slot) = &slot {
@@ -167,7 +167,7 @@ impl Shared {
             // Our own limit on a reader's demand says nothing of the value.
             (_, Some(slot)) if *error == SourceError::LocalLimit => self.agenda.reconsider(&slot, now),
             (ErrorClass::Caller | ErrorClass::Transient, Some(slot)) => {
-                let failures = slot.note_failure(error, now);
+                let failures = slot.note_failure(error, fetch, now);
                 tracing::debug!(secret = %key.id, reason = error.kind(), failures, "a refresh failed; the held value stays");
                 self.metrics.cache.refreshed("failed");
                 self.agenda.reconsider(&slot, now);

@@ -19,6 +19,22 @@ use super::schedule::{self, EntryClock};
 use crate::secret::{SecretKey, SecretVersion};
 use crate::source::SourceError;
 
+/// The call that an answer came from.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Fetch {
+    /// When it began.
+    pub(super) at: Instant,
+    /// Between 0 and 1: what came in one call is due again at one moment, and with that in one call.
+    pub(super) jitter: f64,
+}
+
+impl Fetch {
+    /// A call that begins now.
+    pub(super) fn now() -> Self {
+        Self { at: Instant::now(), jitter: fastrand::f64() }
+    }
+}
+
 /// A version as it is held and served. Immutable; replaced as a whole.
 #[derive(Debug)]
 pub struct Held {
@@ -30,15 +46,16 @@ pub struct Held {
     pub policy: Arc<GroupPolicy>,
     /// When the fetch began: the last moment at which the value is known to have been current.
     pub fetched_at: Instant,
+    jitter: f64,
     /// When it is refreshed, if it is in use.
     pub(super) refresh_at: Instant,
 }
 
 impl Held {
-    pub(super) fn new(version: Arc<SecretVersion>, policy: Arc<GroupPolicy>, fetched_at: Instant) -> Self {
+    pub(super) fn new(version: Arc<SecretVersion>, policy: Arc<GroupPolicy>, fetch: Fetch) -> Self {
         let etag = Bytes::from(format!("\"{}\"", version.version_id));
-        let refresh_at = fetched_at + schedule::refresh_ahead(policy.lifetimes.ttl, fastrand::f64());
-        Self { version, etag, policy, fetched_at, refresh_at }
+        let refresh_at = fetch.at + schedule::refresh_ahead(policy.lifetimes.ttl, fetch.jitter);
+        Self { version, etag, policy, fetched_at: fetch.at, jitter: fetch.jitter, refresh_at }
     }
 
     /// Time since the fetch began: the `Age` of RFC 9111 section 5.1.
@@ -165,15 +182,16 @@ impl Slot {
         !state.is_closed
     }
 
-    /// Notes a failed attempt; returns how many there were in a row.
-    pub(super) fn note_failure(&self, error: &SourceError, now: Instant) -> u32 {
+    /// Notes a failed attempt; returns how many there were in a row. Those that failed in one call are tried again
+    /// in one call.
+    pub(super) fn note_failure(&self, error: &SourceError, fetch: Fetch, now: Instant) -> u32 {
         let mut state = self.lock();
         state.failures = state.failures.saturating_add(1);
         let retry_after = match error {
             SourceError::Throttled { retry_after } => *retry_after,
             _ => None,
         };
-        state.retry_at = Some(now + schedule::backoff(state.failures, retry_after, fastrand::f64()));
+        state.retry_at = Some(now + schedule::backoff(state.failures, retry_after, fetch.jitter));
         self.troubled.store(true, Ordering::Relaxed);
         state.failures
     }
@@ -226,7 +244,8 @@ impl Slot {
     pub(super) fn set_policy(&self, policy: &Arc<GroupPolicy>) {
         let state = self.lock();
         if let Some(held) = self.held().filter(|_| !state.is_closed) {
-            let held = Held::new(Arc::clone(&held.version), Arc::clone(policy), held.fetched_at);
+            let fetch = Fetch { at: held.fetched_at, jitter: held.jitter };
+            let held = Held::new(Arc::clone(&held.version), Arc::clone(policy), fetch);
             self.held.store(Some(Arc::new(held)));
         }
     }

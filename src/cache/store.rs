@@ -14,7 +14,7 @@ use tokio::time::Instant;
 
 use super::freshness::Freshness;
 use super::policy::GroupPolicy;
-use super::slot::{Held, Slot};
+use super::slot::{Fetch, Held, Slot};
 use crate::metrics::CacheMetrics;
 use crate::secret::{ReferenceError, SecretKey, SecretVersion};
 
@@ -71,7 +71,7 @@ impl Store {
         key: &SecretKey,
         version: SecretVersion,
         policy: &Arc<GroupPolicy>,
-        fetched_at: Instant,
+        fetch: Fetch,
         is_pinned: bool,
     ) -> Result<Landed, ReferenceError> {
         let canonical = key.by_arn(&version.arn)?;
@@ -83,9 +83,9 @@ impl Store {
                 self.drop_slot(&slot, "revoked");
             }
             let slot = known.or_else(|| self.find(&canonical).filter(|slot| slot.held().is_some()));
-            match slot.and_then(|slot| self.update(&slot, key, &version, fetched_at, is_pinned)) {
+            match slot.and_then(|slot| self.update(&slot, key, &version, fetch, is_pinned)) {
                 Some(landed) => landed,
-                None => self.insert(key, &canonical, version, policy, fetched_at, is_pinned),
+                None => self.insert(key, &canonical, version, policy, fetch, is_pinned),
             }
         };
         self.slots.run_pending_tasks();
@@ -98,13 +98,13 @@ impl Store {
         slot: &Arc<Slot>,
         key: &SecretKey,
         version: &SecretVersion,
-        fetched_at: Instant,
+        fetch: Fetch,
         is_pinned: bool,
     ) -> Option<Landed> {
         let current = slot.held()?;
         let is_changed = *current.version != *version;
         let version = if is_changed { Arc::new(version.clone()) } else { Arc::clone(&current.version) };
-        let held = slot.store(Arc::new(Held::new(version, Arc::clone(&current.policy), fetched_at)))?;
+        let held = slot.store(Arc::new(Held::new(version, Arc::clone(&current.policy), fetch)))?;
         self.name(slot, key, is_pinned);
         self.slots.insert(slot.id, Arc::clone(slot));
         Some(Landed { slot: Arc::clone(slot), held, is_changed })
@@ -116,12 +116,12 @@ impl Store {
         canonical: &SecretKey,
         version: SecretVersion,
         policy: &Arc<GroupPolicy>,
-        fetched_at: Instant,
+        fetch: Fetch,
         is_pinned: bool,
     ) -> Landed {
         let id = self.next_id.fetch_add(1, Ordering::Relaxed);
         let slot = Arc::new(Slot::new(id, key.clone(), canonical.clone(), Instant::now()));
-        let held = Arc::new(Held::new(Arc::new(version), Arc::clone(policy), fetched_at));
+        let held = Arc::new(Held::new(Arc::new(version), Arc::clone(policy), fetch));
         slot.store(Arc::clone(&held));
         self.name(&slot, key, is_pinned);
         self.name(&slot, canonical, is_pinned);

@@ -665,7 +665,7 @@ async fn a_secret_made_anew_under_its_name_replaces_the_old_one() {
             ..(*old.held.version).clone()
         },
         rig.cache.shared.settings.load().policies.of(&rig.key("team-a/db")),
-        Instant::now(),
+        slot::Fetch::now(),
         false,
     );
     assert!(landed.unwrap().is_changed);

@@ -18,7 +18,7 @@ const UNSUPPORTED_FOR: Duration = Duration::from_hours(1);
 const FAILING_FOR: Duration = Duration::from_mins(5);
 
 /// So many batches in a row that were throttled or garbled, and single calls are made for a while.
-const MAX_STRIKES: u32 = 3;
+const MAX_STRIKES: u32 = 9;
 
 /// Whether batches work at an endpoint.
 #[derive(Debug, Default)]
@@ -77,12 +77,13 @@ mod tests {
         let throttled = BatchError::Failed(SourceError::Throttled { retry_after: None });
         let mut ability = Ability::default();
         for _ in 0..3 {
-            assert!(!ability.note(Some(&throttled), start, 0.5));
-            assert!(!ability.note(Some(&throttled), start, 0.5));
+            for _ in 1..MAX_STRIKES {
+                assert!(!ability.note(Some(&throttled), start, 0.5));
+            }
             assert!(!ability.note(None, start, 0.5), "an answer in between");
         }
-        for expected in [false, false, true] {
-            assert_eq!(ability.note(Some(&throttled), start, 0.5), expected);
+        for strike in 1..=MAX_STRIKES {
+            assert_eq!(ability.note(Some(&throttled), start, 0.5), strike == MAX_STRIKES);
         }
         assert!(!ability.is_there(start) && ability.is_there(start + FAILING_FOR));
         let refused = BatchError::Failed(SourceError::Timeout);

@@ -11,6 +11,7 @@ use tokio::time::{Instant, sleep, timeout};
 
 use super::limits::{Class, Turn};
 use super::{Asked, Departure, Upstream, checked};
+use crate::cache::slot::Fetch;
 use crate::secret::{Origin, SecretKey};
 use crate::source::{BatchError, SourceError};
 
@@ -148,7 +149,7 @@ impl Upstream {
         if let Err(error) = self.endpoint(place, |endpoint| endpoint.breaker.admit(Instant::now())) {
             return tell_all(group, || Asked::without_call(error.clone()));
         }
-        let at = Instant::now();
+        let fetch = Fetch::now();
         let limit = self.options.load().call_timeout();
         let is_batch = keys.len() > 1;
         let asking = async {
@@ -173,7 +174,7 @@ impl Upstream {
             (_, Some(error)) => error.kind(),
             (_, None) => "success",
         };
-        self.note_call(operation, at, result, error);
+        self.note_call(operation, fetch.at, result, error);
         self.note_endpoint(place, &keys, error);
         if is_batch {
             self.note_ability(place, answer.as_ref().err());
@@ -184,7 +185,7 @@ impl Upstream {
                     match answer {
                         Some(answer) => {
                             let answer = answer.and_then(|version| checked(&passenger.key, version));
-                            passenger.tell(Asked { at, answer, called: true, instead_of: None });
+                            passenger.tell(Asked { fetch, answer, called: true, instead_of: None });
                         }
                         None => self.ask_alone(passenger),
                     }
@@ -196,7 +197,12 @@ impl Upstream {
                 }
             }
             Err(BatchError::Failed(error)) => {
-                tell_all(group, || Asked { at, answer: Err(error.clone()), called: true, instead_of: None });
+                tell_all(group, || Asked {
+                    fetch,
+                    answer: Err(error.clone()),
+                    called: true,
+                    instead_of: None,
+                });
             }
         }
     }

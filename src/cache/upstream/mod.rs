@@ -31,6 +31,7 @@ use self::batches::{Batches, Seat};
 use self::breaker::{Breaker, Change};
 use self::health::Health;
 use self::limits::{Class, Limits};
+use super::slot::Fetch;
 use crate::metrics::UpstreamMetrics;
 use crate::secret::{Origin, SecretId, SecretKey, SecretVersion, with_region};
 use crate::source::{SecretSource, SourceError, Tag};
@@ -88,8 +89,8 @@ struct Endpoint {
 /// How a question ended.
 #[derive(Debug)]
 pub(super) struct Asked {
-    /// When the call began that the answer comes from.
-    pub(super) at: Instant,
+    /// The call that the answer comes from.
+    pub(super) fetch: Fetch,
     pub(super) answer: Result<SecretVersion, SourceError>,
     /// Whether there was a call at all; else the error is one that was known before.
     pub(super) called: bool,
@@ -100,7 +101,7 @@ pub(super) struct Asked {
 impl Asked {
     /// Nobody was asked.
     pub(super) fn without_call(error: SourceError) -> Self {
-        Self { at: Instant::now(), answer: Err(error), called: false, instead_of: None }
+        Self { fetch: Fetch::now(), answer: Err(error), called: false, instead_of: None }
     }
 
     fn is_transient_failure(&self) -> bool {
@@ -288,14 +289,14 @@ impl Upstream {
         if let Err(error) = self.endpoint(&place, |endpoint| endpoint.breaker.admit(Instant::now())) {
             return Asked::without_call(error);
         }
-        let at = Instant::now();
+        let fetch = Fetch::now();
         let answer = timeout(limit, self.source.fetch(key)).await.unwrap_or(Err(SourceError::Timeout));
         let answer = answer.and_then(|version| checked(key, version));
         drop(turn);
         let result = answer.as_ref().map_or_else(SourceError::kind, |_| "success");
-        self.note_call(self.source.operation(), at, result, answer.as_ref().err());
+        self.note_call(self.source.operation(), fetch.at, result, answer.as_ref().err());
         self.note_endpoint(&place, std::slice::from_ref(key), answer.as_ref().err());
-        Asked { at, answer, called: true, instead_of: None }
+        Asked { fetch, answer, called: true, instead_of: None }
     }
 
     /// The names of the secrets with a tag, in the default region and role; each page in its turn.
