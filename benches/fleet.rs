@@ -275,7 +275,9 @@ impl Fleet {
         } else {
             vec![first]
         };
-        let answer = match node.breaker.admit(now) {
+        let admitted = node.breaker.admit(now);
+        let is_admitted = admitted.is_ok();
+        let answer = match admitted {
             Err(error) => Err(error),
             Ok(()) => {
                 if let Err(again) = node.pace.take(now) {
@@ -312,9 +314,10 @@ impl Fleet {
                     note_fetch(self.epoch, fetched_before, now, &mut self.seen, &mut self.recovered);
                 }
                 Err(_) => {
-                    entry.failures += 1;
                     match &mut entry.clock {
+                        Some(clock) if !is_admitted => clock.retry_at = node.breaker.probe_at(),
                         Some(clock) => {
+                            entry.failures += 1;
                             clock.retry_at = Some(now + backoff(entry.failures, None, jitter));
                         }
                         // A reader who got an error comes again.

@@ -118,7 +118,7 @@ impl Shared {
             Ok(version) => self.land_version(key, asked.fetch, version, asked.instead_of),
             Err(error) => Err(error),
         };
-        answer.inspect_err(|error| self.land_error(key, error, asked.fetch))
+        answer.inspect_err(|error| self.land_error(key, error, asked.fetch, asked.probe_at))
     }
 
     fn land_version(
@@ -149,7 +149,7 @@ impl Shared {
         Ok(landed.held)
     }
 
-    fn land_error(&self, key: &SecretKey, error: &SourceError, fetch: Fetch) {
+    fn land_error(&self, key: &SecretKey, error: &SourceError, fetch: Fetch, probe_at: Option<Instant>) {
         let now = Instant::now();
         let slot = self.store.find(key).filter(|slot| slot.held().is_some());
         if let Some(slot) = &slot {
@@ -167,7 +167,7 @@ impl Shared {
             // Our own limit on a reader's demand says nothing of the value.
             (_, Some(slot)) if *error == SourceError::LocalLimit => self.agenda.reconsider(&slot, now),
             (ErrorClass::Caller | ErrorClass::Transient, Some(slot)) => {
-                let failures = slot.note_failure(error, fetch, now);
+                let failures = slot.note_failure(error, fetch, probe_at, now);
                 tracing::debug!(secret = %key.id, reason = error.kind(), failures, "a refresh failed; the held value stays");
                 self.metrics.cache.refreshed("failed");
                 self.agenda.reconsider(&slot, now);

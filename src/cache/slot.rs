@@ -184,15 +184,27 @@ impl Slot {
 
     /// Notes a failed attempt; returns how many there were in a row. Those that failed in one call are tried again
     /// in one call.
-    pub(super) fn note_failure(&self, error: &SourceError, fetch: Fetch, now: Instant) -> u32 {
+    ///
+    /// One that was not made, because the endpoint is dead, is no failure: the next is made when it is probed.
+    pub(super) fn note_failure(
+        &self,
+        error: &SourceError,
+        fetch: Fetch,
+        probe_at: Option<Instant>,
+        now: Instant,
+    ) -> u32 {
         let mut state = self.lock();
+        self.troubled.store(true, Ordering::Relaxed);
+        if let Some(probe_at) = probe_at {
+            state.retry_at = Some(probe_at.max(now + Duration::from_millis(1)));
+            return state.failures;
+        }
         state.failures = state.failures.saturating_add(1);
         let retry_after = match error {
             SourceError::Throttled { retry_after } => *retry_after,
             _ => None,
         };
         state.retry_at = Some(now + schedule::backoff(state.failures, retry_after, fetch.jitter));
-        self.troubled.store(true, Ordering::Relaxed);
         state.failures
     }
 

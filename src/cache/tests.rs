@@ -952,3 +952,29 @@ async fn when_a_region_fails_its_replicas_are_asked_and_never_for_a_refusal() {
         pass(SECOND * 11).await;
     }
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_few_secrets_that_share_a_call_recover_within_one_backoff_too() {
+    let lifetimes = Lifetimes { stale_if_error: SECOND * 24 * 3600, ..options().lifetimes };
+    for _ in 0..20 {
+        let rig = Rig::with(CacheOptions { lifetimes, ..options() }, calls(), &[]);
+        *rig.source.batches.lock().unwrap() = Some(Ok(()));
+        for name in ["hot/0", "hot/1"] {
+            rig.source.put(name, 1);
+            rig.read(name).await.unwrap();
+        }
+        rig.read_all(2).await;
+        pass(SECOND * 100).await;
+        rig.source.fail(Some(UNREACHABLE()));
+        for _ in 0..fastrand::usize(60..90) {
+            rig.read_all(2).await;
+            pass(SECOND * 10).await;
+        }
+        rig.source.fail(None);
+        pass(schedule::MAX_BACKOFF + SECOND).await;
+        rig.read_all(2).await;
+        for name in ["hot/0", "hot/1"] {
+            assert_eq!(rig.read(name).await.unwrap().served, Served::Hit, "{name}");
+        }
+    }
+}

@@ -102,11 +102,9 @@ impl Upstream {
     async fn attend(self: Arc<Self>, place: Origin) {
         sleep(LINGER).await;
         loop {
-            if let Some(error) = self.refusal(&place) {
+            if let Some(Asked { probe_at, answer: Err(error), .. }) = self.refused(&place) {
                 let (group, others_wait) = self.batches.take(&place, usize::MAX);
-                for passenger in group {
-                    passenger.tell(Asked::without_call(error.clone()));
-                }
+                tell_all(group, || Asked { probe_at, ..Asked::without_call(error.clone()) });
                 if others_wait {
                     continue;
                 }
@@ -146,8 +144,8 @@ impl Upstream {
         for passenger in &group {
             passenger.departure.note();
         }
-        if let Err(error) = self.endpoint(place, |endpoint| endpoint.breaker.admit(Instant::now())) {
-            return tell_all(group, || Asked::without_call(error.clone()));
+        if let Some(Asked { probe_at, answer: Err(error), .. }) = self.admit(place) {
+            return tell_all(group, || Asked { probe_at, ..Asked::without_call(error.clone()) });
         }
         let fetch = Fetch::now();
         let limit = self.options.load().call_timeout();
@@ -185,7 +183,13 @@ impl Upstream {
                     match answer {
                         Some(answer) => {
                             let answer = answer.and_then(|version| checked(&passenger.key, version));
-                            passenger.tell(Asked { fetch, answer, called: true, instead_of: None });
+                            passenger.tell(Asked {
+                                fetch,
+                                answer,
+                                called: true,
+                                probe_at: None,
+                                instead_of: None,
+                            });
                         }
                         None => self.ask_alone(passenger),
                     }
@@ -201,6 +205,7 @@ impl Upstream {
                     fetch,
                     answer: Err(error.clone()),
                     called: true,
+                    probe_at: None,
                     instead_of: None,
                 });
             }

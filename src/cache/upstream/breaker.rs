@@ -52,6 +52,11 @@ impl Breaker {
         self.open.as_ref().filter(|open| now < open.probe_at).map(|open| &open.error)
     }
 
+    /// While calls are refused or probes: when the next probe may go out.
+    pub fn probe_at(&self) -> Option<Instant> {
+        self.open.as_ref().map(|open| open.probe_at)
+    }
+
     /// Lets a call go out, as a probe where it must be one; else the error that calls end with at present.
     pub fn admit(&mut self, now: Instant) -> Result<(), SourceError> {
         if let Some(error) = self.refusal(now) {
@@ -123,6 +128,7 @@ mod tests {
         let mut breaker = opened(now);
         assert_eq!(breaker.admit(now), Err(SourceError::Timeout));
         let first_probe = now + SECOND / 2;
+        assert_eq!(breaker.probe_at(), Some(first_probe));
         assert_eq!(breaker.admit(first_probe), Ok(()));
         assert_eq!(breaker.admit(first_probe), Err(SourceError::Timeout), "one probe at a time");
         fail(&mut breaker, "a", first_probe);

@@ -94,6 +94,8 @@ pub(super) struct Asked {
     pub(super) answer: Result<SecretVersion, SourceError>,
     /// Whether there was a call at all; else the error is one that was known before.
     pub(super) called: bool,
+    /// Where a dead endpoint was not asked: when it may be.
+    pub(super) probe_at: Option<Instant>,
     /// For an answer of another region: why its own gave none.
     pub(super) instead_of: Option<SourceError>,
 }
@@ -101,7 +103,7 @@ pub(super) struct Asked {
 impl Asked {
     /// Nobody was asked.
     pub(super) fn without_call(error: SourceError) -> Self {
-        Self { fetch: Fetch::now(), answer: Err(error), called: false, instead_of: None }
+        Self { fetch: Fetch::now(), answer: Err(error), called: false, probe_at: None, instead_of: None }
     }
 
     fn is_transient_failure(&self) -> bool {
@@ -272,8 +274,8 @@ impl Upstream {
     /// One call for one secret, which waits for its turn in `line` and for the answer for at most `limit`.
     async fn call(&self, key: &SecretKey, line: Line<'_>, limit: Duration) -> Asked {
         let place = key.place();
-        if let Some(error) = self.refusal(&place) {
-            return Asked::without_call(error);
+        if let Some(refused) = self.refused(&place) {
+            return refused;
         }
         let turn = match line {
             Line::Cold { patience } => self.limits.enter(Class::Cold, Some(patience)).await,
@@ -286,8 +288,8 @@ impl Upstream {
         if let Line::Refresh(departure) = line {
             departure.note();
         }
-        if let Err(error) = self.endpoint(&place, |endpoint| endpoint.breaker.admit(Instant::now())) {
-            return Asked::without_call(error);
+        if let Some(refused) = self.admit(&place) {
+            return refused;
         }
         let fetch = Fetch::now();
         let answer = timeout(limit, self.source.fetch(key)).await.unwrap_or(Err(SourceError::Timeout));
@@ -296,15 +298,15 @@ impl Upstream {
         let result = answer.as_ref().map_or_else(SourceError::kind, |_| "success");
         self.note_call(self.source.operation(), fetch.at, result, answer.as_ref().err());
         self.note_endpoint(&place, std::slice::from_ref(key), answer.as_ref().err());
-        Asked { fetch, answer, called: true, instead_of: None }
+        Asked { fetch, answer, called: true, probe_at: None, instead_of: None }
     }
 
     /// The names of the secrets with a tag, in the default region and role; each page in its turn.
     pub(super) async fn list(&self, tag: &Tag) -> Result<Vec<SecretId>, SourceError> {
         let (mut ids, mut from) = (Vec::new(), None);
         loop {
-            if let Some(error) = self.refusal(&Origin::default()) {
-                return Err(error);
+            if let Some(refused) = self.refused(&Origin::default()) {
+                refused.answer?;
             }
             let turn = self.limits.enter(Class::Refresh, None).await?;
             let (at, limit) = (Instant::now(), self.options.load().call_timeout());
@@ -325,12 +327,23 @@ impl Upstream {
     /// Whether a refresh that starts now cannot have an answer within `patience`: its turn would not come, the
     /// source throttles us, or it is dead.
     pub(super) fn is_held_back(&self, key: &SecretKey, patience: Duration) -> bool {
-        self.limits.would_keep_waiting(Class::Refresh, patience) || self.refusal(&key.place()).is_some()
+        self.limits.would_keep_waiting(Class::Refresh, patience) || self.refused(&key.place()).is_some()
     }
 
-    /// The error with which a call would end at once.
-    fn refusal(&self, place: &Origin) -> Option<SourceError> {
-        self.endpoint(place, |endpoint| endpoint.breaker.refusal(Instant::now()).cloned())
+    /// How a call would end at once.
+    fn refused(&self, place: &Origin) -> Option<Asked> {
+        self.endpoint(place, |endpoint| {
+            let error = endpoint.breaker.refusal(Instant::now())?.clone();
+            Some(Asked { probe_at: endpoint.breaker.probe_at(), ..Asked::without_call(error) })
+        })
+    }
+
+    /// Lets a call go out to an endpoint; else how it ends, since the endpoint is dead.
+    fn admit(&self, place: &Origin) -> Option<Asked> {
+        self.endpoint(place, |endpoint| {
+            let error = endpoint.breaker.admit(Instant::now()).err()?;
+            Some(Asked { probe_at: endpoint.breaker.probe_at(), ..Asked::without_call(error) })
+        })
     }
 
     /// Counts a call, and slows all down if it was throttled.
