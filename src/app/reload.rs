@@ -52,7 +52,7 @@ impl Reloader {
     fn set_watch(&mut self, reload: Reload) {
         let path = self.path.as_deref().filter(|_| reload == Reload::Watch);
         match path {
-            Some(path) if self.watch.is_none() => self.watch = Some(FileWatch::new(path, POLL_INTERVAL)),
+            Some(path) if self.watch.is_none() => self.watch = Some(FileWatch::new(path)),
             Some(_) => {}
             None => self.watch = None,
         }
@@ -61,7 +61,7 @@ impl Reloader {
     /// Waits until the file has changed; for ever if it is not to be watched.
     pub(super) async fn file_changed(&mut self) {
         match &mut self.watch {
-            Some(watch) => watch.changed().await,
+            Some(watch) => watch.changed(POLL_INTERVAL).await,
             None => std::future::pending().await,
         }
     }
@@ -120,7 +120,7 @@ impl Reloader {
         let mut changed = Vec::new();
         for (running, place) in self.started_with.listeners.iter().zip(&self.parts.rules) {
             if let Some(listener) =
-                config.listeners.iter().find(|listener| address(listener) == address(running))
+                config.listeners.iter().find(|listener| listener.address() == running.address())
             {
                 let known = place.load();
                 let rules = parts::rules(listener, known.gate().token.as_ref())?;
@@ -128,14 +128,6 @@ impl Reloader {
             }
         }
         Ok(changed)
-    }
-}
-
-/// What tells listeners apart.
-fn address(listener: &ListenerConfig) -> String {
-    match &listener.bind {
-        Bind::Unix { path, .. } => path.display().to_string(),
-        Bind::Tcp { addr, .. } => addr.to_string(),
     }
 }
 
@@ -174,7 +166,7 @@ fn opened_as(listener: &ListenerConfig) -> (String, String) {
         Bind::Unix { mode, owner, group, .. } => format!("{mode:o} {owner:?} {group:?}"),
         Bind::Tcp { .. } => String::new(),
     };
-    (address(listener), how)
+    (listener.address(), how)
 }
 
 #[cfg(test)]

@@ -313,10 +313,7 @@ fn refuse<T>(section: &Section<'_>, key: &str, given: Option<&Entry<T>>, kind: &
 /// No address may be listened on twice.
 fn check_addresses(root: &Section<'_>, listeners: &[ListenerConfig], ops: &OpsConfig) {
     let mut seen: Vec<String> = Vec::new();
-    let of_listeners = listeners.iter().map(|listener| match &listener.bind {
-        Bind::Unix { path, .. } => path.display().to_string(),
-        Bind::Tcp { addr, .. } => addr.to_string(),
-    });
+    let of_listeners = listeners.iter().map(ListenerConfig::address);
     for address in of_listeners.chain(ops.tcp.map(|addr| addr.to_string())) {
         if seen.contains(&address) && !address.ends_with(":0") {
             root.complain(&format!(

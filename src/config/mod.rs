@@ -164,6 +164,16 @@ pub struct ListenerConfig {
     pub allow_secrets: Vec<String>,
 }
 
+impl ListenerConfig {
+    /// What tells it from others: a path, or an address and port.
+    pub fn address(&self) -> String {
+        match &self.bind {
+            Bind::Unix { path, .. } => path.display().to_string(),
+            Bind::Tcp { addr, .. } => addr.to_string(),
+        }
+    }
+}
+
 /// An address to listen on, and what is particular to its kind.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Bind {
