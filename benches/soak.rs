@@ -18,7 +18,7 @@ use std::time::Duration;
 use support::client::{Address, Connection};
 use support::daemon::{Daemon, Setup};
 use support::fake_aws::FakeAws;
-use support::faults::{Call, Fault};
+use support::faults::{Fault, busiest_second};
 use support::{ARN, eventually};
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep, sleep_until};
@@ -190,13 +190,6 @@ fn size(daemon: &Daemon) -> (usize, usize) {
     let resident = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap();
     let descriptors = std::fs::read_dir(format!("/proc/{}/fd", daemon.pid())).unwrap().count();
     (resident.trim().trim_end_matches(" kB").parse().unwrap(), descriptors)
-}
-
-fn busiest_second(log: &[Call]) -> usize {
-    // Less what calls may be late on their way.
-    let second = SECOND * 9 / 10;
-    let from = |index: usize| log[index..].iter().take_while(|call| call.at < log[index].at + second).count();
-    (0..log.len()).map(from).max().unwrap_or(0)
 }
 
 async fn run(length: Duration) -> bool {

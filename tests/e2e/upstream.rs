@@ -11,7 +11,7 @@ use crate::support::client::{self, Address, Connection};
 use crate::support::daemon::{Daemon, Setup};
 use crate::support::eventually;
 use crate::support::fake_aws::FakeAws;
-use crate::support::faults::{Call, Fault};
+use crate::support::faults::{Call, Fault, busiest_second};
 
 const PATIENCE: Duration = Duration::from_secs(30);
 const SECOND: Duration = Duration::from_secs(1);
@@ -47,14 +47,6 @@ async fn read_all(address: &Address, count: usize) -> Duration {
         });
     }
     readers.join_all().await.into_iter().max().unwrap()
-}
-
-/// The most calls that any second saw, less what calls may be late on their way here.
-fn busiest_second(log: &[Call]) -> usize {
-    let second = SECOND * 9 / 10;
-    let from =
-        |start: Instant| log.iter().filter(|call| call.at >= start && call.at < start + second).count();
-    log.iter().map(|call| from(call.at)).max().unwrap_or(0)
 }
 
 fn count(log: &[Call], action: &str) -> usize {

@@ -86,6 +86,13 @@ pub struct Call {
     pub access_key_id: String,
 }
 
+/// The most calls that any second saw, less what calls may be late on their way here.
+pub fn busiest_second(log: &[Call]) -> usize {
+    let second = Duration::from_millis(900);
+    let from = |first: usize| log[first..].iter().take_while(|call| call.at < log[first].at + second).count();
+    (0..log.len()).map(from).max().unwrap_or(0)
+}
+
 type Answering = Pin<Box<dyn Future<Output = (u16, Value)> + Send>>;
 type Answerer = Arc<dyn Fn(Request) -> Answering + Send + Sync>;
 
