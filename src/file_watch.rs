@@ -13,7 +13,6 @@ use tokio::time::sleep;
 #[derive(Debug)]
 pub struct FileWatch {
     path: PathBuf,
-    interval: Duration,
     known: Option<Identity>,
 }
 
@@ -21,15 +20,15 @@ pub struct FileWatch {
 type Identity = (u64, u64, i64, i64, u64);
 
 impl FileWatch {
-    /// Watches from the file's present state on, looking once per `interval`.
-    pub fn new(path: &Path, interval: Duration) -> Self {
-        Self { path: path.to_owned(), interval, known: identity(path) }
+    /// Watches from the file's present state on.
+    pub fn new(path: &Path) -> Self {
+        Self { path: path.to_owned(), known: identity(path) }
     }
 
-    /// Waits until the file is another than before; that it vanished counts too.
-    pub async fn changed(&mut self) {
+    /// Waits until the file is another than before, looking once per `interval`; that it vanished counts too.
+    pub async fn changed(&mut self, interval: Duration) {
         loop {
-            sleep(self.interval).await;
+            sleep(interval).await;
             if self.has_changed() {
                 return;
             }
@@ -60,14 +59,14 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("file");
         let second = Duration::from_secs(1);
-        let mut watch = FileWatch::new(&path, second);
+        let mut watch = FileWatch::new(&path);
         fs::write(&path, "x").unwrap();
-        watch.changed().await;
-        assert!(timeout(second * 10, watch.changed()).await.is_err());
+        watch.changed(second).await;
+        assert!(timeout(second * 10, watch.changed(second)).await.is_err());
         fs::write(directory.path().join("other"), "y").unwrap();
         fs::rename(directory.path().join("other"), &path).unwrap();
-        watch.changed().await;
+        watch.changed(second).await;
         fs::remove_file(&path).unwrap();
-        watch.changed().await;
+        watch.changed(second).await;
     }
 }

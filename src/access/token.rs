@@ -65,7 +65,7 @@ impl std::fmt::Debug for TokenFile {
 impl TokenFile {
     /// Reads the token; makes a file with a random one, mode 0640, where there is none.
     pub fn open(path: &Path) -> Result<Self, TokenError> {
-        let watch = Mutex::new(FileWatch::new(path, TOKEN_POLL_INTERVAL));
+        let watch = Mutex::new(FileWatch::new(path));
         let token = match read(path) {
             Err(TokenError::Io { error, .. }) if error.kind() == io::ErrorKind::NotFound => {
                 create(path)?;

@@ -185,8 +185,9 @@ impl Cache {
         self.shared.pinned.store(Arc::clone(&pinned));
         let now = Instant::now();
         for slot in self.shared.store.slots() {
-            slot.pin_if(|name| pinned.contains(name));
-            self.shared.agenda.reconsider(&slot, now);
+            if slot.pin_if(|name| pinned.contains(name)) {
+                self.shared.agenda.reconsider(&slot, now);
+            }
         }
     }
 
@@ -319,8 +320,8 @@ impl Cache {
         match self.shared.board(key, Purpose::Cold, landed_just_now) {
             Boarding::Landed(outcome) => (outcome, true),
             Boarding::Waiting { mut waiter, collapsed } => {
-                let outcome =
-                    timeout(self.shared.settings.load().options.fetch_timeout, waiter.outcome()).await;
+                let patience = self.shared.settings.load().options.fetch_timeout;
+                let outcome = timeout(patience, waiter.outcome()).await;
                 (outcome.unwrap_or(Err(SourceError::Timeout)), collapsed)
             }
         }

@@ -247,9 +247,10 @@ impl Slot {
         self.is_pinned.store(true, Ordering::Relaxed);
     }
 
-    /// Kept fresh from now on if one of its names says so, else only while it is read.
-    pub(super) fn pin_if(&self, is_pinned: impl Fn(&SecretKey) -> bool) {
-        self.is_pinned.store(self.lock().names.iter().any(is_pinned), Ordering::Relaxed);
+    /// Kept fresh from now on if one of its names says so, else only while it is read; true if that is news.
+    pub(super) fn pin_if(&self, is_pinned: impl Fn(&SecretKey) -> bool) -> bool {
+        let is_pinned = self.lock().names.iter().any(is_pinned);
+        self.is_pinned.swap(is_pinned, Ordering::Relaxed) != is_pinned
     }
 
     /// Holds what it holds under another policy.

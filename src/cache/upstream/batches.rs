@@ -103,22 +103,12 @@ impl Upstream {
         sleep(LINGER).await;
         loop {
             if let Some(Asked { probe_at, answer: Err(error), .. }) = self.refused(&place) {
-                let (group, others_wait) = self.batches.take(&place, usize::MAX);
-                tell_all(group, || Asked { probe_at, ..Asked::without_call(error.clone()) });
-                if others_wait {
-                    continue;
-                }
-                return;
+                let (all, _) = self.batches.take(&place, usize::MAX);
+                return tell_all(all, || Asked { probe_at, ..Asked::without_call(error.clone()) });
             }
             if !self.batches_work(&place) {
-                let (group, others_wait) = self.batches.take(&place, usize::MAX);
-                for passenger in group {
-                    self.ask_alone(passenger);
-                }
-                if others_wait {
-                    continue;
-                }
-                return;
+                let (all, _) = self.batches.take(&place, usize::MAX);
+                return all.into_iter().for_each(|passenger| self.ask_alone(passenger));
             }
             let turn = self.limits.enter(Class::Refresh, None).await;
             let (group, others_wait) = self.batches.take(&place, self.source.max_batch());

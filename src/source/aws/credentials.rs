@@ -98,7 +98,7 @@ struct Watched {
 
 impl Files {
     pub(super) fn new(paths: &[PathBuf]) -> Self {
-        let files = paths.iter().map(|path| FileWatch::new(path, LOOK_INTERVAL)).collect();
+        let files = paths.iter().map(|path| FileWatch::new(path)).collect();
         Self { watched: Mutex::new(Watched { files, looked_at: Instant::now() }) }
     }
 
@@ -110,8 +110,11 @@ impl Files {
         }
         watched.looked_at = Instant::now();
         // All are looked at, not only the first that has changed.
-        let changed = watched.files.iter_mut().filter_map(|file| file.has_changed().then_some(())).count();
-        changed > 0
+        let mut changed = false;
+        for file in &mut watched.files {
+            changed |= file.has_changed();
+        }
+        changed
     }
 }
 

@@ -58,9 +58,9 @@ impl FileSource {
     /// Rereads the file whenever it changes, for ever. The file is small, so reading it on the runtime's own
     /// thread holds nobody up.
     pub async fn run(&self) {
-        let mut file = FileWatch::new(&self.path, POLL_INTERVAL);
+        let mut file = FileWatch::new(&self.path);
         loop {
-            file.changed().await;
+            file.changed(POLL_INTERVAL).await;
             let path = self.path.display();
             match read(&self.path, &self.version_ids) {
                 Ok(snapshot) => {
