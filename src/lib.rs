@@ -15,7 +15,7 @@
 //! - [`server`], [`ops`]: the routes of the secret listeners and of the ops listener.
 //! - [`lifecycle`]: readiness, supervised tasks, signals, drain.
 //! - [`config`], [`metrics`], [`telemetry`]: what is configured, counted and logged; [`document`]: strict
-//!   reading of TOML files; [`file_watch`]: noticing that a file changed.
+//!   reading of TOML files; [`file_watch`]: noticing that a file changed; [`units`]: durations and sizes.
 //! - [`app`]: builds the parts and owns the order of start and end; [`cli`]: the commands.
 //!
 //! Imports point one way; `tests/architecture.rs` holds the map and fails on any other arrow.
@@ -35,3 +35,4 @@ pub mod secret;
 pub mod server;
 pub mod source;
 pub mod telemetry;
+pub mod units;

@@ -12,9 +12,10 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("metrics", &[]),
     ("lifecycle", &[]),
     ("telemetry", &[]),
+    ("units", &[]),
     ("document", &[]),
     ("file_watch", &[]),
-    ("config", &["document", "secret"]),
+    ("config", &["document", "secret", "units"]),
     ("source", &["document", "file_watch", "secret"]),
     ("cache", &["source", "secret", "metrics"]),
     ("access", &["file_watch", "secret"]),
@@ -85,8 +86,7 @@ fn crates_stay_where_they_belong() {
         let inside = path.strip_prefix(root()).unwrap().to_string_lossy().into_owned();
         for (name, places) in CONFINED {
             let is_used = without_comments(before_tests(&code)).any(|line| mentions_crate(line, name));
-            let is_allowed =
-                places.iter().any(|place| inside.starts_with(place)) || inside.ends_with("tests.rs");
+            let is_allowed = places.iter().any(|place| inside.starts_with(place)) || is_test(&path);
             if is_used && !is_allowed {
                 wrong.push(format!("{inside} uses {name}"));
             }
@@ -100,7 +100,7 @@ fn secrets_leave_only_by_name() {
     // Every place where a value is taken out of its wrapper; a new one is a decision, not an accident.
     let exposing: BTreeSet<String> = sources()
         .into_iter()
-        .filter(|(path, code)| !path.ends_with("tests.rs") && before_tests(code).contains(".expose()"))
+        .filter(|(path, code)| !is_test(path) && before_tests(code).contains(".expose()"))
         .map(|(path, _)| path.strip_prefix(root()).unwrap().to_string_lossy().into_owned())
         .collect();
     // The API sends it; the file source hashes it into a version id.
@@ -135,7 +135,7 @@ fn sources() -> Vec<(PathBuf, String)> {
 /// tests of a module, which may build what the module itself may not know.
 fn module_of(path: &Path) -> Option<&str> {
     let inside = path.strip_prefix(root()).ok()?;
-    if inside.file_name()? == "tests.rs" {
+    if is_test(path) {
         return None;
     }
     let first = inside.components().next()?.as_os_str().to_str()?;
@@ -144,6 +144,11 @@ fn module_of(path: &Path) -> Option<&str> {
         let known = ARROWS.iter().find(|(name, _)| *name == module);
         known.unwrap_or_else(|| panic!("{module} is not on the map")).0
     })
+}
+
+/// Whether a file holds nothing but tests: `tests.rs`, or one in a folder `tests`.
+fn is_test(path: &Path) -> bool {
+    path.ends_with("tests.rs") || path.parent().is_some_and(|folder| folder.ends_with("tests"))
 }
 
 /// Every `crate::<module>` of the shipped code, whether in a `use` line or in a path.

@@ -157,7 +157,13 @@ impl Shared {
         }
         match (error.class(), slot) {
             (ErrorClass::Authoritative, slot) => {
-                self.refusals.remember(key, error, self.settings.load().options.negative_ttl, now);
+                let settings = self.settings.load();
+                let mut ttl = settings.options.negative_ttl;
+                if key.selector.is_description() && *error == SourceError::AccessDenied {
+                    // The usual policy does not grant it, so this is no accident that will soon be over.
+                    ttl = ttl.max(settings.policies.of(key).lifetimes.ttl);
+                }
+                self.refusals.remember(key, error, ttl, now);
                 if let Some(slot) = slot {
                     tracing::warn!(secret = %key.id, reason = error.kind(), "dropped a held secret: {error}");
                     self.metrics.cache.refreshed("dropped");

@@ -28,7 +28,7 @@ use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use thiserror::Error;
-use tokio::time::{Instant, timeout};
+use tokio::time::{Instant, timeout, timeout_at};
 
 pub use self::demand::Demand;
 pub use self::freshness::{Freshness, Lifetimes};
@@ -227,6 +227,35 @@ impl Cache {
         }
     }
 
+    /// Reads like [`Cache::read`]; while the reader knows what is held, waits for another version of it, at most
+    /// until `until`. The secret is kept fresh meanwhile. An error, such as a revocation, ends the waiting.
+    pub async fn read_next(
+        &self,
+        key: &SecretKey,
+        demand: &Demand,
+        until: Instant,
+        is_known: impl Fn(&Held) -> bool,
+    ) -> Result<Answer, ReadError> {
+        let mut answer = self.read(key, demand).await?;
+        while is_known(&answer.held) && Instant::now() < until {
+            let Some(slot) = self.shared.store.find(key) else {
+                // Evicted while being read.
+                answer = self.read(key, &Demand::default()).await?;
+                continue;
+            };
+            let watch = slot.watch();
+            // Nobody may have used it until now, so it may have been due and not been refreshed.
+            self.shared.agenda.reconsider(&slot, Instant::now());
+            let in_time = timeout_at(until, watch.changed(&answer.held)).await.is_ok();
+            drop(watch);
+            answer = self.read(key, &Demand::default()).await?;
+            if !in_time {
+                break;
+            }
+        }
+        Ok(answer)
+    }
+
     /// A held value that the reader or its age makes doubtful: wait a moment for something newer, and
     /// not at all while the source is known to fail.
     async fn revalidate(&self, slot: &Arc<Slot>, held: Arc<Held>, now: Instant) -> Result<Answer, ReadError> {
@@ -281,6 +310,10 @@ impl Cache {
 
     /// Nothing usable is held.
     async fn read_cold(&self, key: &SecretKey, demand: &Demand, now: Instant) -> Result<Answer, ReadError> {
+        if let Some(held) = self.held_as_current(key, demand, now) {
+            let age = held.age(now);
+            return Ok(served(held, Served::Hit, age));
+        }
         let settings = self.shared.settings.load_full();
         let policy = settings.policies.of(key);
         if let Some(refusal) = self.shared.refusals.find(key, now)
@@ -309,6 +342,25 @@ impl Cache {
         let (outcome, collapsed) = self.fetch(key, landed_just_now).await;
         let forward = if demand.no_cache { Forward::Request } else { Forward::Miss };
         fetched(outcome, forward, collapsed, policy)
+    }
+
+    /// A version that is asked for by its id, where it is the current one, which is held and fresh: what has an id
+    /// never changes.
+    fn held_as_current(&self, key: &SecretKey, demand: &Demand, now: Instant) -> Option<Arc<Held>> {
+        let version_id = key.selector.id().filter(|_| !demand.no_cache)?;
+        let slot = self.shared.store.find(&key.current())?;
+        let held = slot.held()?;
+        let is_it = held.version.version_id == version_id
+            && key
+                .selector
+                .stage()
+                .is_none_or(|stage| held.version.version_stages.iter().any(|has| has == stage));
+        let too_old = demand.is_too_old(held.age(now), held.policy.lifetimes.ttl);
+        if !is_it || too_old || held.freshness(now) != Freshness::Fresh {
+            return None;
+        }
+        self.shared.store.mark_read(&slot, now);
+        Some(held)
     }
 
     /// Waits for one shared fetch, at most `fetch_timeout`. The fetch goes on when the waiting ends.

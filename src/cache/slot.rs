@@ -5,12 +5,14 @@
 //! come back through somebody who still holds the slot.
 
 use std::collections::HashSet;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::pin::pin;
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use arc_swap::ArcSwapOption;
 use bytes::Bytes;
+use tokio::sync::Notify;
 use tokio::time::Instant;
 
 use super::freshness::Freshness;
@@ -87,6 +89,10 @@ pub(super) struct Slot {
     troubled: AtomicBool,
     epoch: Instant,
     is_pinned: AtomicBool,
+    /// Those who wait for another version: as long as there are any, the secret is kept fresh.
+    watchers: AtomicUsize,
+    /// Wakes them when another version is held, or nothing any more.
+    changed: Notify,
 }
 
 /// `no-cache` reads that may ask at once, and the time after which one more may.
@@ -118,6 +124,8 @@ impl Slot {
             troubled: AtomicBool::new(false),
             epoch: now,
             is_pinned: AtomicBool::new(false),
+            watchers: AtomicUsize::new(0),
+            changed: Notify::new(),
         }
     }
 
@@ -149,16 +157,21 @@ impl Slot {
         if state.is_closed {
             return None;
         }
-        if let Some(current) = self.held()
+        let current = self.held();
+        if let Some(current) = &current
             && current.fetched_at > held.fetched_at
         {
-            return Some(current);
+            return Some(Arc::clone(current));
         }
         state.failures = 0;
         state.retry_at = None;
         self.troubled.store(false, Ordering::Relaxed);
         self.read_since_fetch.store(false, Ordering::Relaxed);
+        let is_other = current.is_none_or(|current| current.version != held.version);
         self.held.store(Some(Arc::clone(&held)));
+        if is_other {
+            self.changed.notify_waiters();
+        }
         Some(held)
     }
 
@@ -170,6 +183,7 @@ impl Slot {
         }
         state.is_closed = true;
         self.held.store(None);
+        self.changed.notify_waiters();
         Some(std::mem::take(&mut state.names))
     }
 
@@ -253,6 +267,12 @@ impl Slot {
         self.is_pinned.swap(is_pinned, Ordering::Relaxed) != is_pinned
     }
 
+    /// Keeps the secret fresh for somebody who waits for another version of it.
+    pub(super) fn watch(self: &Arc<Self>) -> Watch {
+        self.watchers.fetch_add(1, Ordering::Relaxed);
+        Watch { slot: Arc::clone(self) }
+    }
+
     /// Holds what it holds under another policy.
     pub(super) fn set_policy(&self, policy: &Arc<GroupPolicy>) {
         let state = self.lock();
@@ -279,7 +299,7 @@ impl Slot {
             retry_at: self.lock().retry_at,
             last_read,
             read_since_fetch: self.read_since_fetch.load(Ordering::Relaxed),
-            is_pinned: self.is_pinned.load(Ordering::Relaxed),
+            is_pinned: self.is_pinned.load(Ordering::Relaxed) || self.watchers.load(Ordering::Relaxed) > 0,
             idle_timeout,
         })
     }
@@ -292,5 +312,29 @@ impl Slot {
 
     fn lock(&self) -> MutexGuard<'_, SlotState> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Somebody waits for another version. The secret is kept fresh as long as this lives.
+#[derive(Debug)]
+pub(super) struct Watch {
+    slot: Arc<Slot>,
+}
+
+impl Watch {
+    /// Waits until something else is held than `known`, or nothing.
+    pub(super) async fn changed(&self, known: &Held) {
+        let mut changed = pin!(self.slot.changed.notified());
+        // Heard from here on; what happened before is looked at now.
+        changed.as_mut().enable();
+        if self.slot.held().is_some_and(|held| held.version == known.version) {
+            changed.await;
+        }
+    }
+}
+
+impl Drop for Watch {
+    fn drop(&mut self) {
+        self.slot.watchers.fetch_sub(1, Ordering::Relaxed);
     }
 }

@@ -5,9 +5,9 @@ use std::time::Duration;
 
 use toml::{Table, Value};
 
-use super::units::{show_duration, show_size};
 use super::{Batch, Bind, Config, ListenerConfig, LogFormat, LogLevel, Reload, SourceConfig, TokenConfig};
 use crate::secret::Unlisted;
+use crate::units::{show_duration, show_size};
 
 impl Config {
     /// Every key with its value, defaults included.

@@ -5,13 +5,13 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use super::units::{self, DURATION, SIZE};
 use super::{
     AwsConfig, Batch, Bind, CacheConfig, Config, DEFAULT_TOKEN_FILE, GroupConfig, ListenerConfig, LogConfig,
     LogFormat, LogLevel, OpsConfig, RefreshConfig, Reload, ServerConfig, SourceConfig, TokenConfig,
 };
 use crate::document::{Entry, Section, Value};
 use crate::secret::{SecretId, SecretPath, Unlisted};
+use crate::units::{self, DURATION, SIZE};
 
 /// The longest path of a Unix socket: `sun_path` of unix(7), less the final NUL and the mark under which it is
 /// bound before it is renamed into place.

@@ -6,7 +6,6 @@
 mod effective;
 mod environment;
 mod load;
-mod units;
 
 pub use self::environment::{ClientAddress, Environment, EnvironmentError, config_path};
 

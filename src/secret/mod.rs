@@ -5,6 +5,7 @@
 //! cacheable thing whatever spelling it came from.
 
 mod arn;
+mod description;
 mod id;
 mod path;
 mod resolve;
@@ -12,6 +13,7 @@ mod value;
 mod version;
 
 pub use arn::{Arn, ArnError};
+pub use description::{DescribedTag, ReplicationStatus, RotationRules, SecretDescription};
 pub use id::{MAX_ID_BYTES, ReferenceError, SecretId};
 pub use path::{SecretPath, percent_decode};
 pub use resolve::{DEFAULT_GROUP, Group, Origin, Resolver, SecretKey, Unlisted, with_region};

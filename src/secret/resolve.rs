@@ -43,6 +43,16 @@ impl SecretKey {
         Ok(Self { origin, id: SecretId::parse(arn)?, selector: self.selector.clone() })
     }
 
+    /// The current version of the same secret.
+    pub fn current(&self) -> Self {
+        Self { selector: VersionSelector::current(), ..self.clone() }
+    }
+
+    /// What is known of the same secret besides its value.
+    pub fn description(&self) -> Self {
+        Self { selector: VersionSelector::description(), ..self.clone() }
+    }
+
     /// Whom the question goes to: a region and a role.
     pub fn place(&self) -> Origin {
         Origin { region: self.region().map(Into::into), role_arn: self.origin.role_arn.clone() }

@@ -16,7 +16,8 @@ pub enum VersionSelectorError {
     Stage,
 }
 
-/// A version by id, by staging label, or both; without either, the one that is `AWSCURRENT`.
+/// A version by id, by staging label, or both; without either, the one that is `AWSCURRENT`. Or no version, but what
+/// `DescribeSecret` says of them all: it is held and refreshed as versions are.
 ///
 /// Asking for `AWSCURRENT` by name is the same as asking for nothing, so that both share one entry
 /// (<https://docs.aws.amazon.com/secretsmanager/latest/apireference/API_GetSecretValue.html>).
@@ -24,12 +25,18 @@ pub enum VersionSelectorError {
 pub struct VersionSelector {
     id: Option<Box<str>>,
     stage: Option<Box<str>>,
+    is_description: bool,
 }
 
 impl VersionSelector {
     /// The version that carries [`CURRENT_STAGE`].
     pub fn current() -> Self {
         Self::default()
+    }
+
+    /// What is known of the secret besides its value.
+    pub fn description() -> Self {
+        Self { is_description: true, ..Self::default() }
     }
 
     /// A selector from what a caller gave.
@@ -44,12 +51,17 @@ impl VersionSelector {
             return Err(VersionSelectorError::Stage);
         }
         let stage = stage.filter(|stage| id.is_some() || *stage != CURRENT_STAGE);
-        Ok(Self { id: id.map(Into::into), stage: stage.map(Into::into) })
+        Ok(Self { id: id.map(Into::into), stage: stage.map(Into::into), is_description: false })
     }
 
     /// Whether this is the version that carries [`CURRENT_STAGE`].
     pub fn is_current(&self) -> bool {
-        self.id.is_none() && self.stage.is_none()
+        self.id.is_none() && self.stage.is_none() && !self.is_description
+    }
+
+    /// Whether this is no version, but the secret's description.
+    pub fn is_description(&self) -> bool {
+        self.is_description
     }
 
     /// The version id that was asked for.

@@ -80,10 +80,12 @@ pub trait SecretSource: Send + Sync + 'static {
     /// A stable word for logs and `/status`.
     fn name(&self) -> &'static str;
 
-    /// The `operation` label of its metrics.
-    fn operation(&self) -> &'static str;
+    /// The `operation` label of what [`SecretSource::fetch`] does for `key`.
+    fn operation(&self, key: &SecretKey) -> &'static str;
 
-    /// Asks for one secret, once. Bounded in time by the source itself.
+    /// Asks for one secret, once: for a version of it, or for its description as JSON text, as `DescribeSecret` has
+    /// it (<https://docs.aws.amazon.com/secretsmanager/latest/apireference/API_DescribeSecret.html>). Bounded in
+    /// time by the source itself.
     fn fetch<'a>(&'a self, key: &'a SecretKey) -> Fetching<'a>;
 
     /// The most keys of one batch; 1 where there are no batches.
@@ -93,7 +95,7 @@ pub trait SecretSource: Send + Sync + 'static {
 
     /// The `operation` label of a batch.
     fn batch_operation(&self) -> &'static str {
-        self.operation()
+        self.name()
     }
 
     /// Asks for the current versions of several secrets of one region and role in one call: 2 to
@@ -104,7 +106,7 @@ pub trait SecretSource: Send + Sync + 'static {
 
     /// The `operation` label of a list.
     fn list_operation(&self) -> &'static str {
-        self.operation()
+        self.name()
     }
 
     /// Asks for one page of the secrets with this tag; where nothing is tagged, there are none.

@@ -156,7 +156,10 @@ impl Upstream {
             Ok(_) | Err(BatchError::Unsupported) => None,
             Err(BatchError::Failed(error)) => Some(error),
         };
-        let operation = if is_batch { self.source.batch_operation() } else { self.source.operation() };
+        let operation = match keys.first() {
+            Some(only) if !is_batch => self.source.operation(only),
+            _ => self.source.batch_operation(),
+        };
         let result = match (&answer, error) {
             (Err(BatchError::Unsupported), _) => "unsupported",
             (_, Some(error)) => error.kind(),

@@ -296,7 +296,7 @@ impl Upstream {
         let answer = answer.and_then(|version| checked(key, version));
         drop(turn);
         let result = answer.as_ref().map_or_else(SourceError::kind, |_| "success");
-        self.note_call(self.source.operation(), fetch.at, result, answer.as_ref().err());
+        self.note_call(self.source.operation(key), fetch.at, result, answer.as_ref().err());
         self.note_endpoint(&place, std::slice::from_ref(key), answer.as_ref().err());
         Asked { fetch, answer, called: true, probe_at: None, instead_of: None }
     }

@@ -1,7 +1,7 @@
 //! AWS Secrets Manager. The only module that knows the AWS SDK.
 //!
 //! One call, `GetSecretValue`, is all that is needed: it is all that the usual policy grants. `batch` asks for
-//! several secrets in one call, and `list` for the names of those with a tag, where that is granted too; `credentials`
+//! several secrets in one call, `list` for the names of those with a tag and `describe` for all but the value, where that is granted too; `credentials`
 //! outlive a failure to renew them; `clients` makes and renews an SDK client per region
 //! and role; `classify` says what an error means. Every call is one attempt: retries are the cache's.
 
@@ -9,6 +9,7 @@ mod batch;
 mod classify;
 mod clients;
 mod credentials;
+mod describe;
 mod list;
 #[cfg(test)]
 mod tests;
@@ -94,11 +95,14 @@ impl SecretSource for AwsSource {
         "aws"
     }
 
-    fn operation(&self) -> &'static str {
-        "GetSecretValue"
+    fn operation(&self, key: &SecretKey) -> &'static str {
+        if key.selector.is_description() { "DescribeSecret" } else { "GetSecretValue" }
     }
 
     fn fetch<'a>(&'a self, key: &'a SecretKey) -> Fetching<'a> {
+        if key.selector.is_description() {
+            return Box::pin(self.describe_secret(key));
+        }
         Box::pin(self.get_secret_value(key))
     }
 

@@ -74,6 +74,10 @@ impl FileSource {
     }
 
     fn find(&self, key: &SecretKey) -> Result<SecretVersion, SourceError> {
+        if key.selector.is_description() {
+            let description = self.snapshot.load().describe(&key.id).ok_or(SourceError::NotFound)?;
+            return Ok(description.into_version());
+        }
         self.snapshot.load().find(&key.id, &key.selector).cloned().ok_or(SourceError::NotFound)
     }
 }
@@ -83,7 +87,7 @@ impl SecretSource for FileSource {
         "file"
     }
 
-    fn operation(&self) -> &'static str {
+    fn operation(&self, _key: &SecretKey) -> &'static str {
         "ReadFile"
     }
 

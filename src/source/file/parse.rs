@@ -7,7 +7,9 @@ use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 
 use crate::document::{Complaints, Document, Quoting, Section, Value};
-use crate::secret::{CURRENT_STAGE, SecretId, SecretValue, SecretVersion, VersionSelector};
+use crate::secret::{
+    CURRENT_STAGE, SecretDescription, SecretId, SecretValue, SecretVersion, VersionSelector,
+};
 
 /// The account and region of made-up ARNs.
 const MADE_UP_PREFIX: &str = "arn:aws:secretsmanager:us-east-1:000000000000:secret:";
@@ -47,6 +49,12 @@ impl Snapshot {
             selector.id().is_none_or(|id| version.version_id == id)
                 && selector.stage().is_none_or(|stage| version.version_stages.iter().any(|has| has == stage))
         })
+    }
+
+    /// What the file tells of a secret besides its values.
+    pub(super) fn describe(&self, id: &SecretId) -> Option<SecretDescription> {
+        let versions: Vec<_> = self.secrets[*self.ids.get(id.as_str())?].iter().collect();
+        SecretDescription::of_versions(&versions)
     }
 
     fn add(&mut self, section: &Section<'_>, versions: Vec<SecretVersion>) {

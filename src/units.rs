@@ -4,10 +4,10 @@ use std::fmt::Write;
 use std::time::Duration;
 
 /// What [`parse_duration`] accepts, for error messages.
-pub(super) const DURATION: &str = "a duration such as \"250ms\", \"300s\", \"5m\", \"1h30m\" or \"7d\"";
+pub const DURATION: &str = "a duration such as \"250ms\", \"300s\", \"5m\", \"1h30m\" or \"7d\"";
 
 /// What [`parse_size`] accepts, for error messages.
-pub(super) const SIZE: &str = "a size such as \"64MiB\", \"512KiB\" or \"1GB\"";
+pub const SIZE: &str = "a size such as \"64MiB\", \"512KiB\" or \"1GB\"";
 
 /// Units in milliseconds, largest first.
 const DURATION_UNITS: &[(&str, u64)] =
@@ -28,7 +28,7 @@ const SIZE_UNITS: &[(&str, u64)] = &[
 const MAX_MILLISECONDS: u64 = 365 * 86_400_000;
 
 /// One or more of `<integer><unit>`, largest unit first.
-pub(super) fn parse_duration(text: &str) -> Option<Duration> {
+pub fn parse_duration(text: &str) -> Option<Duration> {
     let mut units = DURATION_UNITS.iter();
     let mut rest = text;
     let mut total = 0_u64;
@@ -43,7 +43,7 @@ pub(super) fn parse_duration(text: &str) -> Option<Duration> {
 }
 
 /// The shortest text that [`parse_duration`] reads as this duration; whole milliseconds.
-pub(super) fn show_duration(duration: Duration) -> String {
+pub fn show_duration(duration: Duration) -> String {
     let mut left = u64::try_from(duration.as_millis()).unwrap_or(u64::MAX);
     if left == 0 {
         return "0s".to_owned();
@@ -66,7 +66,7 @@ pub(super) fn show_duration(duration: Duration) -> String {
 }
 
 /// `<integer><unit>`, or bytes without a unit.
-pub(super) fn parse_size(text: &str) -> Option<u64> {
+pub fn parse_size(text: &str) -> Option<u64> {
     if let Ok(bytes) = text.parse() {
         return (!text.starts_with('+')).then_some(bytes);
     }
@@ -76,7 +76,7 @@ pub(super) fn parse_size(text: &str) -> Option<u64> {
 }
 
 /// The text with the largest unit that is exact.
-pub(super) fn show_size(bytes: u64) -> String {
+pub fn show_size(bytes: u64) -> String {
     let fits = SIZE_UNITS.iter().find(|(_, factor)| bytes >= *factor && bytes.is_multiple_of(*factor));
     let (unit, factor) = fits.unwrap_or(&("B", 1));
     format!("{}{unit}", bytes / factor)
