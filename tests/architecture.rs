@@ -20,7 +20,7 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("cache", &["source", "secret", "metrics"]),
     ("access", &["file_watch", "secret"]),
     ("net", &["lifecycle"]),
-    ("server", &["access", "cache", "lifecycle", "metrics", "net", "secret", "source"]),
+    ("server", &["access", "cache", "lifecycle", "metrics", "net", "secret", "source", "units"]),
     ("ops", &["cache", "lifecycle", "metrics", "net"]),
     (
         "app",
@@ -104,7 +104,9 @@ fn secrets_leave_only_by_name() {
         .map(|(path, _)| path.strip_prefix(root()).unwrap().to_string_lossy().into_owned())
         .collect();
     // The API sends it; the file source hashes it into a version id.
-    let expected = ["server/api/native.rs", "source/file/parse.rs"].map(str::to_owned);
+    let expected =
+        ["server/api/metadata.rs", "server/api/native.rs", "server/api/sdk.rs", "source/file/parse.rs"]
+            .map(str::to_owned);
     let expected = BTreeSet::from(expected);
     assert_eq!(exposing, expected);
 }

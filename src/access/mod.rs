@@ -33,6 +33,9 @@ pub enum Denied {
     /// The user id is not listed, or unknown.
     #[error("this user may not read secrets here")]
     Uid,
+    /// The role is not among those that may be asked for here.
+    #[error("this role may not be used here; the listener's allow_roles lists those that may")]
+    Role,
     /// The secret is not among those that may be read here.
     #[error("this secret may not be read here")]
     Secret,
@@ -47,6 +50,8 @@ pub struct Gate {
     pub allow_uids: Vec<u32>,
     /// The secrets that may be read; `None` means all.
     pub allow_secrets: Option<Patterns>,
+    /// The roles that a caller may have the daemon assume; none by default.
+    pub allow_roles: Vec<String>,
 }
 
 impl Gate {
@@ -64,6 +69,11 @@ impl Gate {
             return Err(Denied::Uid);
         }
         Ok(())
+    }
+
+    /// Whether a caller may have the daemon assume this role.
+    pub fn may_assume(&self, role_arn: &str) -> Result<(), Denied> {
+        if self.allow_roles.iter().any(|allowed| allowed == role_arn) { Ok(()) } else { Err(Denied::Role) }
     }
 
     /// Whether a secret may be read: one of its names must match. Looks at the resolved key only, so that

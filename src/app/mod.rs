@@ -64,6 +64,7 @@ impl AppError {
 /// Runs the daemon until a signal ends it. `path` is where `config` was read from, and is read again on demand.
 pub async fn run(config: Config, path: Option<PathBuf>, environment: &Environment) -> Result<(), AppError> {
     environment.check()?;
+    environment.check_upstream(&config)?;
     let mut signals = Signals::install().map_err(AppError::Signals)?;
     let mut tasks = Supervisor::default();
     let drain = Drain::new();
@@ -93,7 +94,8 @@ pub async fn run(config: Config, path: Option<PathBuf>, environment: &Environmen
         let service = OpsService::new(metrics.clone(), readiness.clone(), cache.view(), listener.label());
         Open { drain: &ops_drain, ..open }.serve(listener, service, &mut tasks);
     }
-    let shared = Arc::new(Shared::new(cache.clone(), resolver, readiness.clone()));
+    let region = config.aws.region.clone().or_else(|| environment.region().map(str::to_owned));
+    let shared = Arc::new(Shared::new(cache.clone(), resolver, readiness.clone(), region));
     let mut rules = Vec::new();
     for listener in &config.listeners {
         rules.push(open.secrets(listener, &shared, &mut tasks).await?);

@@ -96,7 +96,8 @@ pub(super) fn rules(config: &ListenerConfig, known: Option<&Arc<TokenFile>>) -> 
             (token, Vec::new(), Some(allowed_hosts.clone()))
         }
     };
-    Ok(Rules::new(Gate { token, allow_uids, allow_secrets }, allowed_hosts))
+    let allow_roles = config.allow_roles.clone();
+    Ok(Rules::new(Gate { token, allow_uids, allow_secrets, allow_roles }, allowed_hosts))
 }
 
 fn cache_options(config: &Config) -> CacheOptions {

@@ -11,6 +11,10 @@ pub(super) fn run(args: ConfigArgs, environment: &Environment) -> Exit {
     }
     match load(args, environment) {
         Ok(config) => {
+            if let Err(error) = environment.check_upstream(&config) {
+                complain(&error);
+                return Exit::Usage;
+            }
             print!("{}", config.to_toml());
             Exit::Success
         }

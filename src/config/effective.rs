@@ -98,6 +98,7 @@ impl Config {
 fn listener(listener: &ListenerConfig) -> Table {
     let allow_secrets = Some(listener.allow_secrets.clone()).filter(|patterns| !patterns.is_empty());
     let allow_secrets = ("allow_secrets", allow_secrets.map(Value::from));
+    let allow_roles = ("allow_roles", list(&listener.allow_roles));
     match &listener.bind {
         Bind::Unix { path, mode, owner, group, allow_uids } => {
             let uids: Vec<i64> = allow_uids.iter().copied().map(i64::from).collect();
@@ -108,6 +109,7 @@ fn listener(listener: &ListenerConfig) -> Table {
                 ("group", text(group.as_deref())),
                 ("allow_uids", Some(uids).filter(|uids| !uids.is_empty()).map(Value::from)),
                 allow_secrets,
+                allow_roles,
             ])
         }
         Bind::Tcp { addr, token, allowed_hosts, allow_non_loopback } => {
@@ -122,6 +124,7 @@ fn listener(listener: &ListenerConfig) -> Table {
                 ("allowed_hosts", hosts.map(Value::from)),
                 ("allow_non_loopback", allow_non_loopback.then_some(true.into())),
                 allow_secrets,
+                allow_roles,
             ])
         }
     }
@@ -203,6 +206,7 @@ mod tests {
             owner = "root"
             allow_uids = [1, 2]
             allow_secrets = ["a/*"]
+            allow_roles = ["arn:aws:iam::123456789012:role/reader"]
             [[listener]]
             tcp = "0.0.0.0:1"
             allow_non_loopback = true

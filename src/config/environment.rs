@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use thiserror::Error;
 use zeroize::Zeroizing;
 
-use super::{DEFAULT_PATH, DEFAULT_SOCKET};
+use super::{Config, DEFAULT_PATH, DEFAULT_SOCKET, SourceConfig};
 
 /// What the environment says.
 #[derive(Clone, Default)]
@@ -22,6 +22,10 @@ pub struct Environment {
     token: Option<Zeroizing<String>>,
     /// `SMCACHED_TOKEN_FILE`: a file with that token.
     token_file: Option<PathBuf>,
+    /// `AWS_REGION`, else `AWS_DEFAULT_REGION`, as the AWS SDK looks for them.
+    aws_region: Option<String>,
+    /// The endpoint that the environment sets for Secrets Manager, and the variable that does.
+    endpoint_url: Option<(&'static str, String)>,
     /// `AWS_CA_BUNDLE`: the certificates to trust; the Rust SDK ignores it, so it is handed over.
     aws_ca_bundle: Option<PathBuf>,
     /// Where the AWS SDK finds credentials in files.
@@ -56,6 +60,20 @@ pub enum EnvironmentError {
         /// What the system says.
         error: io::Error,
     },
+    /// The endpoint of Secrets Manager is the daemon itself.
+    #[error(
+        "{set_by} is {given}, where this daemon itself listens ({address}): it would call itself. Unset it for the \
+         daemon's process, set AWS_IGNORE_CONFIGURED_ENDPOINT_URLS=true there, or give AWS's own endpoint in [aws] \
+         endpoint_url"
+    )]
+    CallsItself {
+        /// The variable or key.
+        set_by: &'static str,
+        /// What it says.
+        given: String,
+        /// The listener.
+        address: String,
+    },
     /// An address in another form.
     #[error("SMCACHED_ADDRESS: got {given:?}; accepted: unix:/path/of/socket or http://host:port")]
     Address {
@@ -79,6 +97,8 @@ impl Environment {
             address: value("SMCACHED_ADDRESS"),
             token: value("SMCACHED_TOKEN").map(Zeroizing::new),
             token_file: value("SMCACHED_TOKEN_FILE").map(PathBuf::from),
+            aws_region: value("AWS_REGION").or_else(|| value("AWS_DEFAULT_REGION")),
+            endpoint_url: endpoint_url(value),
             aws_ca_bundle: value("AWS_CA_BUNDLE").map(PathBuf::from),
             credential_files: credential_files(value),
             log_sensitive_bodies: value("LOG_SENSITIVE_BODIES")
@@ -97,6 +117,29 @@ impl Environment {
         let unreadable =
             |error| EnvironmentError::Unreadable { variable: "AWS_CA_BUNDLE", path: path.clone(), error };
         fs::read(path).map(Some).map_err(unreadable)
+    }
+
+    /// The region that the environment sets for AWS SDKs.
+    pub fn region(&self) -> Option<&str> {
+        self.aws_region.as_deref()
+    }
+
+    /// Refuses a configuration by which the daemon would call itself: the variables that point programs on this host
+    /// to it may be set for its own process too.
+    pub fn check_upstream(&self, config: &Config) -> Result<(), EnvironmentError> {
+        let (set_by, url) = match (&config.aws.endpoint_url, &self.endpoint_url) {
+            (Some(url), _) => ("aws.endpoint_url", url),
+            (None, Some((variable, url))) => (*variable, url),
+            (None, None) => return Ok(()),
+        };
+        match config.own_address(url).filter(|_| config.source == SourceConfig::Aws) {
+            Some(address) => Err(EnvironmentError::CallsItself {
+                set_by,
+                given: url.clone(),
+                address: address.to_string(),
+            }),
+            None => Ok(()),
+        }
     }
 
     /// The files from which the AWS SDK takes credentials, whether they exist or not.
@@ -118,6 +161,17 @@ impl Environment {
         let text = Zeroizing::new(fs::read_to_string(path).map_err(unreadable)?);
         Ok(Some(Zeroizing::new(text.trim().to_owned())))
     }
+}
+
+/// Where the environment has AWS SDKs call Secrets Manager
+/// (<https://docs.aws.amazon.com/sdkref/latest/guide/feature-ss-endpoints.html>).
+fn endpoint_url(value: impl Fn(&str) -> Option<String>) -> Option<(&'static str, String)> {
+    if value("AWS_IGNORE_CONFIGURED_ENDPOINT_URLS").is_some_and(|ignore| ignore.eq_ignore_ascii_case("true"))
+    {
+        return None;
+    }
+    let variables = ["AWS_ENDPOINT_URL_SECRETS_MANAGER", "AWS_ENDPOINT_URL"];
+    variables.into_iter().find_map(|variable| Some((variable, value(variable)?)))
 }
 
 /// Shared files, and files with a token
@@ -236,6 +290,51 @@ mod tests {
     fn logging_of_bodies_is_refused() {
         assert!(environment(&[("LOG_SENSITIVE_BODIES", "TRUE")]).check().is_err());
         assert!(environment(&[("LOG_SENSITIVE_BODIES", "false")]).check().is_ok());
+    }
+
+    #[test]
+    fn an_endpoint_that_is_the_daemon_itself_is_refused_and_any_other_is_not() {
+        let config = |lines: &str| Config::parse("t.toml", lines).unwrap();
+        let default = config("");
+        for url in [
+            "http://127.0.0.1:2773",
+            "http://localhost:2773/",
+            "http://[::1]:2773",
+            "http://0.0.0.0:2773/x?y",
+            "http://127.9.9.9:2773",
+            "http://LOCALHOST:2773",
+            "http://127.0.0.1:9273",
+            "http://user@localhost:2773",
+        ] {
+            for variable in ["AWS_ENDPOINT_URL_SECRETS_MANAGER", "AWS_ENDPOINT_URL"] {
+                let error = environment(&[(variable, url)]).check_upstream(&default).unwrap_err().to_string();
+                assert!(error.contains(variable) && error.contains("would call itself"), "{error}");
+            }
+        }
+        for url in [
+            "http://127.0.0.1:5000",
+            "https://secretsmanager.us-west-2.amazonaws.com",
+            "http://10.0.0.1:2773",
+            "",
+        ] {
+            let set = environment(&[("AWS_ENDPOINT_URL_SECRETS_MANAGER", url)]);
+            assert!(set.check_upstream(&default).is_ok(), "{url}");
+        }
+        let set = ("AWS_ENDPOINT_URL", "http://127.0.0.1:2773");
+        let ignoring = environment(&[set, ("AWS_IGNORE_CONFIGURED_ENDPOINT_URLS", "true")]);
+        assert!(ignoring.check_upstream(&default).is_ok());
+        let elsewhere = config("[aws]\nendpoint_url = \"https://secretsmanager.us-west-2.amazonaws.com\"");
+        assert!(environment(&[set]).check_upstream(&elsewhere).is_ok(), "the file comes first");
+        let itself = config("[aws]\nendpoint_url = \"http://localhost:2773\"");
+        let error = environment(&[]).check_upstream(&itself).unwrap_err().to_string();
+        assert!(error.contains("aws.endpoint_url is http://localhost:2773"), "{error}");
+        let other_port = config("[[listener]]\ntcp = \"127.0.0.1:80\"");
+        assert!(
+            environment(&[("AWS_ENDPOINT_URL", "http://localhost")]).check_upstream(&other_port).is_err()
+        );
+        assert!(environment(&[set]).check_upstream(&other_port).is_ok());
+        let everywhere = config("[[listener]]\ntcp = \"0.0.0.0:2773\"\nallow_non_loopback = true");
+        assert!(environment(&[set]).check_upstream(&everywhere).is_err());
     }
 
     proptest! {

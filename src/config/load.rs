@@ -10,7 +10,7 @@ use super::{
     LogFormat, LogLevel, OpsConfig, RefreshConfig, Reload, ServerConfig, SourceConfig, TokenConfig,
 };
 use crate::document::{Entry, Section, Value};
-use crate::secret::{SecretId, SecretPath, Unlisted};
+use crate::secret::{SecretId, SecretPath, Unlisted, is_region};
 use crate::units::{self, DURATION, SIZE};
 
 /// The longest path of a Unix socket: `sun_path` of unix(7), less the final NUL and the mark under which it is
@@ -252,6 +252,8 @@ fn listener(section: &Section<'_>) -> Option<ListenerConfig> {
     let allow_secrets = section.get("allow_secrets", "a list of patterns such as \"team-a/*\"", |value| {
         value.texts().filter(|patterns| patterns.iter().all(|pattern| !pattern.is_empty()))
     });
+    let accepted = "a list of ARNs of roles, \"arn:aws:iam::<12 digits>:role/<name>\"";
+    let allow_roles = section.get("allow_roles", accepted, |value| value.list(role_arn));
     section.refuse_the_rest();
     if unix.is_none() {
         refuse(section, "mode", mode.as_ref(), "unix");
@@ -300,7 +302,11 @@ fn listener(section: &Section<'_>) -> Option<ListenerConfig> {
             return None;
         }
     };
-    Some(ListenerConfig { bind, allow_secrets: allow_secrets.unwrap_or_default() })
+    Some(ListenerConfig {
+        bind,
+        allow_secrets: allow_secrets.unwrap_or_default(),
+        allow_roles: allow_roles.unwrap_or_default(),
+    })
 }
 
 /// Complains about a key of the other kind of listener.
@@ -372,8 +378,7 @@ fn mode(value: Value<'_>) -> Option<u32> {
 }
 
 fn region(value: Value<'_>) -> Option<String> {
-    let legal = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-';
-    word(value).filter(|region| region.len() <= 32 && region.bytes().all(legal))
+    word(value).filter(|region| is_region(region))
 }
 
 fn url(value: Value<'_>) -> Option<String> {

@@ -11,7 +11,7 @@ pub use self::environment::{ClientAddress, Environment, EnvironmentError, config
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::net::SocketAddr;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -161,6 +161,8 @@ pub struct ListenerConfig {
     pub bind: Bind,
     /// Patterns of the secrets that may be read here; empty means all.
     pub allow_secrets: Vec<String>,
+    /// Roles that callers may name.
+    pub allow_roles: Vec<String>,
 }
 
 impl ListenerConfig {
@@ -272,6 +274,32 @@ impl Config {
         Self::parse(&name, &text)
     }
 
+    /// The listener of this configuration that a URL leads to, if it leads to one.
+    fn own_address(&self, url: &str) -> Option<SocketAddr> {
+        let (scheme, rest) = url.split_once("://")?;
+        let authority = rest.split(['/', '?', '#']).next()?.rsplit('@').next()?;
+        let default_port = if scheme.eq_ignore_ascii_case("https") { 443 } else { 80 };
+        let (host, port) = match authority.rsplit_once(':') {
+            Some((host, port)) if !port.ends_with(']') => (host, port.parse().ok()?),
+            _ => (authority, default_port),
+        };
+        let host = host.trim_start_matches('[').trim_end_matches(']');
+        let ip = match host.parse::<IpAddr>() {
+            Ok(ip) => ip,
+            Err(_) if host.eq_ignore_ascii_case("localhost") => Ipv4Addr::LOCALHOST.into(),
+            Err(_) => return None,
+        };
+        let is_local = |ip: IpAddr| ip.is_loopback() || ip.is_unspecified();
+        let listening = self.listeners.iter().filter_map(|listener| match listener.bind {
+            Bind::Tcp { addr, .. } => Some(addr),
+            Bind::Unix { .. } => None,
+        });
+        let leads_to = |addr: &SocketAddr| {
+            addr.port() == port && (addr.ip() == ip || (is_local(addr.ip()) && is_local(ip)))
+        };
+        listening.chain(self.ops.tcp).find(leads_to)
+    }
+
     /// Reads a text, which is called `file` in errors.
     pub fn parse(file: &str, text: &str) -> Result<Self, Complaints> {
         Document::read(file, text, Quoting::Allowed, load::config)
@@ -301,6 +329,7 @@ impl Default for Config {
                         allow_uids: Vec::new(),
                     },
                     allow_secrets: Vec::new(),
+                    allow_roles: Vec::new(),
                 },
                 ListenerConfig {
                     bind: Bind::Tcp {
@@ -310,6 +339,7 @@ impl Default for Config {
                         allow_non_loopback: false,
                     },
                     allow_secrets: Vec::new(),
+                    allow_roles: Vec::new(),
                 },
             ],
             ops: OpsConfig { tcp: Some(SocketAddr::from(([127, 0, 0, 1], 9273))) },

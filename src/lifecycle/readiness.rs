@@ -2,8 +2,9 @@
 //! a list of names.
 
 use std::collections::BTreeSet;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use tokio::sync::watch;
 
 /// Whether the process is ready, and if not, why. Clones see the same state.
 #[derive(Debug, Clone, Default)]
@@ -14,7 +15,7 @@ pub struct Readiness {
 #[derive(Debug, Default)]
 struct State {
     blockers: Mutex<BTreeSet<&'static str>>,
-    is_draining: AtomicBool,
+    is_draining: watch::Sender<bool>,
 }
 
 /// As long as it lives, the process is not ready.
@@ -33,12 +34,18 @@ impl Readiness {
 
     /// Never ready again: the process is about to end.
     pub fn start_draining(&self) {
-        self.state.is_draining.store(true, Ordering::Relaxed);
+        self.state.is_draining.send_replace(true);
+    }
+
+    /// Waits until the process is about to end: whoever holds a request up ends it then.
+    pub async fn draining(&self) {
+        // The sender lives as long as we do, so this ends only when it is so.
+        let _ = self.state.is_draining.subscribe().wait_for(|is_draining| *is_draining).await;
     }
 
     /// What stands between the process and readiness; empty when it is ready.
     pub fn reasons(&self) -> Vec<&'static str> {
-        let draining = self.state.is_draining.load(Ordering::Relaxed).then_some("draining");
+        let draining = self.state.is_draining.borrow().then_some("draining");
         self.state.blockers().iter().copied().chain(draining).collect()
     }
 }
@@ -58,6 +65,19 @@ impl Drop for BlockReady {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[tokio::test]
+    async fn who_waits_for_the_end_is_told_of_it_even_late() {
+        let readiness = Readiness::default();
+        let waiting = tokio::spawn({
+            let readiness = readiness.clone();
+            async move { readiness.draining().await }
+        });
+        tokio::task::yield_now().await;
+        readiness.start_draining();
+        waiting.await.unwrap();
+        readiness.draining().await;
+    }
 
     #[test]
     fn ready_once_every_guard_is_dropped_and_never_while_draining() {

@@ -83,7 +83,8 @@ fn is_partition(text: &str) -> bool {
         && words.all(|word| !word.is_empty() && word.bytes().all(|byte| byte.is_ascii_lowercase()))
 }
 
-fn is_region(text: &str) -> bool {
+/// Whether it looks like a region: lower-case letters, digits and hyphens, safe to build a host name from.
+pub fn is_region(text: &str) -> bool {
     let legal = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-';
     !text.is_empty()
         && text.len() <= MAX_REGION

@@ -12,7 +12,7 @@ mod resolve;
 mod value;
 mod version;
 
-pub use arn::{Arn, ArnError};
+pub use arn::{Arn, ArnError, is_region};
 pub use description::{DescribedTag, ReplicationStatus, RotationRules, SecretDescription};
 pub use id::{MAX_ID_BYTES, ReferenceError, SecretId};
 pub use path::{SecretPath, percent_decode};

@@ -147,6 +147,21 @@ impl Resolver {
         Ok(key_of(origin, id, selector))
     }
 
+    /// Resolves an id as AWS's own API takes it: no group is named there. Where only listed groups may be read, a
+    /// name must be one of theirs.
+    pub fn resolve_id(
+        &self,
+        id: SecretId,
+        origin: Origin,
+        selector: VersionSelector,
+    ) -> Result<SecretKey, ReferenceError> {
+        let key = key_of(origin, id, selector);
+        if !key.id.is_arn() && self.group_of(&key).is_none() {
+            self.check_unlisted()?;
+        }
+        Ok(key)
+    }
+
     /// All configured groups, in no order.
     pub fn groups(&self) -> impl Iterator<Item = &Group> {
         self.groups.values()
@@ -281,5 +296,27 @@ mod tests {
         let resolver = Resolver::new([team_a()], Unlisted::Allow);
         assert_eq!(resolve(&resolver, "team-a/a:b").unwrap_err().code(), "invalid_character");
         assert_eq!(resolve(&resolver, "other/a:b").unwrap_err().code(), "invalid_character");
+    }
+
+    #[test]
+    fn an_id_of_awss_api_is_taken_as_it_is_and_names_no_group() {
+        let resolver = Resolver::new([team_a()], Unlisted::Deny);
+        let resolve = |id: &str, region: Option<&str>| {
+            let origin = Origin { region: region.map(Into::into), role_arn: None };
+            resolver.resolve_id(SecretId::parse(id).unwrap(), origin, VersionSelector::current())
+        };
+        assert_eq!(resolve("team-a/db", None), Err(ReferenceError::UnlistedGroup));
+        assert_eq!(resolve("prod/team-a/db", None), Err(ReferenceError::UnlistedGroup), "another region");
+        assert_eq!(resolve("prod/team-a/db", Some("us-west-2")).unwrap().id.as_str(), "prod/team-a/db");
+        let arn = format!("{PREFIX}x-AbCdEf");
+        assert_eq!(
+            resolve(&arn, Some("eu-west-1")).unwrap().region(),
+            Some("us-west-2"),
+            "an ARN names its own"
+        );
+        let open = Resolver::new([team_a()], Unlisted::Allow);
+        let id = SecretId::parse("team-a/db").unwrap();
+        let key = open.resolve_id(id, Origin::default(), VersionSelector::current()).unwrap();
+        assert_eq!(key.id.as_str(), "team-a/db");
     }
 }

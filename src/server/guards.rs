@@ -12,6 +12,8 @@ use hyper::{Method, Request, Version};
 use super::problem::Problem;
 
 const TOKEN: HeaderName = HeaderName::from_static("x-aws-parameters-secrets-token");
+/// The other header that AWS's agent takes a token from.
+const VAULT_TOKEN: HeaderName = HeaderName::from_static("x-vault-token");
 const X_FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
 
 /// The longest path and query, in bytes: an id of 2,048 bytes may be escaped threefold.
@@ -105,13 +107,34 @@ pub(super) fn check_method<B>(request: &Request<B>, allowed: &'static [Method]) 
     if allowed.contains(request.method()) { Ok(()) } else { Err(Problem::method_not_allowed(allowed)) }
 }
 
-/// The token that a caller presents: AWS's agent's header, else a bearer token (RFC 6750 section 2.1).
+/// The token that a caller presents: AWS's agent's headers, else a bearer token (RFC 6750 section 2.1), else the
+/// access key id by which an AWS SDK has signed the request.
 pub(super) fn presented_token(headers: &HeaderMap) -> Option<&[u8]> {
-    if let Some(token) = headers.get(TOKEN) {
+    if let Some(token) = headers.get(TOKEN).or_else(|| headers.get(VAULT_TOKEN)) {
         return Some(token.as_bytes());
     }
-    let (scheme, token) = headers.get(AUTHORIZATION)?.as_bytes().split_at_checked("Bearer ".len())?;
-    scheme.eq_ignore_ascii_case(b"bearer ").then(|| token.trim_ascii())
+    let authorization = headers.get(AUTHORIZATION)?.as_bytes();
+    if let Some((scheme, token)) = authorization.split_at_checked("Bearer ".len())
+        && scheme.eq_ignore_ascii_case(b"bearer ")
+    {
+        return Some(token.trim_ascii());
+    }
+    credential_scope(headers)?.next()
+}
+
+/// The region for which an AWS SDK has signed the request.
+pub(super) fn signing_region(headers: &HeaderMap) -> Option<&str> {
+    std::str::from_utf8(credential_scope(headers)?.nth(2)?).ok()
+}
+
+/// The parts of `Credential` in a signature of version 4: access key id, date, region, service, `aws4_request`
+/// (<https://docs.aws.amazon.com/IAM/latest/UserGuide/create-signed-request.html>).
+fn credential_scope(headers: &HeaderMap) -> Option<impl Iterator<Item = &[u8]>> {
+    let authorization = headers.get(AUTHORIZATION)?.as_bytes().strip_prefix(b"AWS4-")?;
+    let parameters = &authorization[authorization.iter().position(|byte| *byte == b' ')?..];
+    let mut parameters = parameters.split(|byte| *byte == b',').map(<[u8]>::trim_ascii);
+    let scope = parameters.find_map(|parameter| parameter.strip_prefix(b"Credential="))?;
+    Some(scope.split(|byte| *byte == b'/'))
 }
 
 #[cfg(test)]
@@ -185,11 +208,31 @@ mod tests {
     }
 
     #[test]
+    fn a_signature_carries_a_token_and_a_region() {
+        let scope = "Credential=the-token/20260101/eu-west-1/secretsmanager/aws4_request";
+        for signature in [
+            format!("AWS4-HMAC-SHA256 {scope}, SignedHeaders=host, Signature=0"),
+            format!("AWS4-HMAC-SHA256 SignedHeaders=host,{scope},Signature=0"),
+            format!("AWS4-ECDSA-P256-SHA256 {scope}"),
+        ] {
+            let request = request(&[("authorization", &signature)]);
+            assert_eq!(presented_token(request.headers()), Some(&b"the-token"[..]), "{signature}");
+            assert_eq!(signing_region(request.headers()), Some("eu-west-1"), "{signature}");
+        }
+        for signature in ["AWS4-HMAC-SHA256", "AWS4-HMAC-SHA256 Credential", "AWS4-", "AWS3 Credential=x/y"] {
+            let request = request(&[("authorization", signature)]);
+            assert_eq!(presented_token(request.headers()), None, "{signature}");
+            assert_eq!(signing_region(request.headers()), None, "{signature}");
+        }
+    }
+
+    #[test]
     fn a_token_is_found_in_either_header() {
         let token =
             |headers: &[(&str, &str)]| presented_token(request(headers).headers()).map(<[u8]>::to_vec);
         assert_eq!(token(&[("x-aws-parameters-secrets-token", "t")]), Some(b"t".to_vec()));
         assert_eq!(token(&[("authorization", "bearer  t ")]), Some(b"t".to_vec()));
+        assert_eq!(token(&[("x-vault-token", "t")]), Some(b"t".to_vec()));
         assert_eq!(token(&[("authorization", "Basic t")]), None);
         assert_eq!(token(&[("authorization", "Bear")]), None);
         assert_eq!(token(&[]), None);

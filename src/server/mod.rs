@@ -4,6 +4,7 @@
 //! `problem` turns an error into an answer.
 
 mod api;
+mod dialect;
 mod guards;
 mod headers;
 mod problem;
@@ -16,10 +17,11 @@ use bytes::Bytes;
 use http_body_util::Full;
 use hyper::body::Incoming;
 use hyper::header::{CACHE_CONTROL, CONTENT_TYPE, HeaderValue};
-use hyper::{Method, Request, Response, StatusCode};
+use hyper::{Request, Response, StatusCode};
 use tokio::time::Instant;
 
-use self::api::native;
+use self::api::{agent, native, sdk};
+use self::dialect::Dialect;
 use self::guards::Guards;
 use self::headers::HitHeaders;
 use self::problem::Problem;
@@ -38,12 +40,20 @@ pub struct Shared {
     resolver: ArcSwap<Resolver>,
     readiness: Readiness,
     hit_headers: HitHeaders,
+    /// The daemon's own region, where it is known.
+    default_region: Option<String>,
 }
 
 impl Shared {
     /// The parts that every listener serves from.
-    pub fn new(cache: Cache, resolver: Arc<Resolver>, readiness: Readiness) -> Self {
-        Self { cache, resolver: resolver.into(), readiness, hit_headers: HitHeaders::default() }
+    pub fn new(
+        cache: Cache,
+        resolver: Arc<Resolver>,
+        readiness: Readiness,
+        default_region: Option<String>,
+    ) -> Self {
+        let hit_headers = HitHeaders::default();
+        Self { cache, resolver: resolver.into(), readiness, hit_headers, default_region }
     }
 
     /// Other groups from now on.
@@ -80,6 +90,9 @@ pub struct SecretService {
     label: String,
     http: HttpMetrics,
     secret: RouteMetrics,
+    wait: RouteMetrics,
+    agent: RouteMetrics,
+    sdk: RouteMetrics,
     health: RouteMetrics,
     unmatched: RouteMetrics,
 }
@@ -89,6 +102,9 @@ impl SecretService {
     pub fn new(shared: Arc<Shared>, rules: Arc<ArcSwap<Rules>>, label: String, http: HttpMetrics) -> Self {
         Self {
             secret: http.route(&label, "secret"),
+            wait: http.route(&label, "wait"),
+            agent: http.route(&label, "agent"),
+            sdk: http.route(&label, "sdk"),
             health: http.route(&label, "health"),
             unmatched: http.route(&label, "unmatched"),
             shared,
@@ -98,26 +114,48 @@ impl SecretService {
         }
     }
 
-    async fn answer(
+    /// Whether the request may come in at all.
+    fn enter(
         &self,
         request: &Request<Incoming>,
         route: Route<'_>,
         peer: Peer,
-    ) -> Result<Response<Body>, Problem> {
+    ) -> Result<Arc<Rules>, Problem> {
         let rules = self.rules.load_full();
         rules.guards.check(request)?;
         // Health is everybody's; all else is for those who may come in, be it to learn that a path does not exist.
-        if matches!(route, Route::Secret(_) | Route::Unmatched) {
+        if !route.is_health() {
             rules.gate.admit(&caller(request, peer))?;
         }
-        if route != Route::Unmatched {
-            guards::check_method(request, &[Method::GET, Method::HEAD])?;
+        if let Some(allowed) = route.methods() {
+            guards::check_method(request, allowed)?;
         }
+        Ok(rules)
+    }
+
+    async fn answer(&self, request: Request<Incoming>, peer: Peer) -> Result<Response<Body>, Problem> {
+        let route = Route::of(request.method(), request.uri().path());
+        let rules = self.enter(&request, route, peer)?;
+        let (shared, gate) = (&*self.shared, &rules.gate);
         match route {
-            Route::Secret(raw) => native::read(&self.shared, &rules.gate, request, raw).await,
+            Route::Secret(raw) => native::read(shared, gate, &request, raw).await,
+            Route::AgentQuery => agent::read(shared, gate, &request, None).await,
+            Route::AgentPath(raw) => agent::read(shared, gate, &request, Some(raw)).await,
+            Route::Sdk => sdk::answer(shared, gate, request).await,
             Route::Ping => Ok(text(StatusCode::OK, "healthy")),
             Route::Health => Ok(self.health()),
             Route::Unmatched => Err(Problem::no_route()),
+        }
+    }
+
+    fn metrics_of(&self, route: Route<'_>, query: Option<&str>) -> &RouteMetrics {
+        match route {
+            Route::Secret(_) if native::waits(query) => &self.wait,
+            Route::Secret(_) => &self.secret,
+            Route::AgentQuery | Route::AgentPath(_) => &self.agent,
+            Route::Sdk => &self.sdk,
+            Route::Ping | Route::Health => &self.health,
+            Route::Unmatched => &self.unmatched,
         }
     }
 
@@ -134,25 +172,24 @@ impl SecretService {
 impl Service for SecretService {
     async fn call(&self, request: Request<Incoming>, peer: Peer) -> Response<Body> {
         let start = Instant::now();
-        let route = Route::of(request.uri().path());
-        let metrics = match route {
-            Route::Secret(_) => &self.secret,
-            Route::Ping | Route::Health => &self.health,
-            Route::Unmatched => &self.unmatched,
-        };
-        let response = self.answer(&request, route, peer).await.unwrap_or_else(|problem| {
+        let route = Route::of(request.method(), request.uri().path());
+        let (metrics, dialect) = (self.metrics_of(route, request.uri().query()), route.dialect());
+        let mut response = self.answer(request, peer).await.unwrap_or_else(|problem| {
             if let Some(reason) = problem.rejection() {
                 self.http.rejected(&self.label, reason);
             }
-            problem.into_response()
+            problem.into_response(dialect)
         });
+        if dialect == Dialect::Aws {
+            sdk::note_request_id(&mut response);
+        }
         metrics.answered(response.status().as_u16(), start.elapsed());
         response
     }
 
     fn panicked(&self) -> Response<Body> {
         tracing::error!(listener = self.label, "a request handler panicked; this is a defect of smcached");
-        Problem::internal().into_response()
+        Problem::internal().into_response(Dialect::Native)
     }
 }
 

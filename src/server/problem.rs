@@ -1,7 +1,8 @@
 //! The one place where an error becomes an HTTP answer: `application/problem+json` (RFC 9457), with a
-//! stable `code` and never a part of a secret's value.
+//! stable `code` and never a part of a secret's value; or the same in the words of another API.
 
 use std::borrow::Cow;
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -12,6 +13,7 @@ use hyper::header::{
 use hyper::{Method, Response, StatusCode};
 use serde::Serialize;
 
+use super::dialect::{AgentError, AwsError, Dialect, as_agent, as_aws};
 use super::headers::rendered;
 use crate::access::Denied;
 use crate::cache::ReadError;
@@ -21,6 +23,9 @@ use crate::source::SourceError;
 
 /// What a client is told to wait when AWS does not say.
 const RETRY_AFTER_SECONDS: u64 = 5;
+
+const TEXT: &str = "text/plain; charset=utf-8";
+const AWS_JSON: &str = "application/x-amz-json-1.1";
 
 /// An error as a client sees it.
 #[derive(Debug)]
@@ -113,6 +118,32 @@ impl Problem {
             .header(ALLOW, rendered(&allowed))
     }
 
+    /// An operation of Secrets Manager that a cache cannot do, or its manner that it does not know.
+    pub(super) fn operation_not_allowed(what: &str) -> Self {
+        let detail = format!(
+            "smcached only reads: it answers GetSecretValue, DescribeSecret and BatchGetSecretValue by SecretIdList, \
+             not {what}; ask AWS itself for that"
+        );
+        Self::new(StatusCode::FORBIDDEN, "operation_not_allowed", detail)
+    }
+
+    /// Something that is no operation of Secrets Manager.
+    pub(super) fn unknown_operation() -> Self {
+        let detail = "the X-Amz-Target header must name an operation, such as secretsmanager.GetSecretValue";
+        Self::new(StatusCode::BAD_REQUEST, "unknown_operation", detail)
+    }
+
+    /// A body that does not say what it must.
+    pub(super) fn malformed_body(detail: impl Into<Cow<'static, str>>) -> Self {
+        Self::new(StatusCode::BAD_REQUEST, "malformed_body", detail)
+    }
+
+    /// A body over the limit.
+    pub(super) fn body_too_large(limit: usize) -> Self {
+        let detail = format!("the body has more than {limit} bytes");
+        Self::new(StatusCode::PAYLOAD_TOO_LARGE, "body_too_large", detail).rejecting("malformed").closing()
+    }
+
     /// A query parameter that is not known, given twice, or has an unacceptable value.
     pub(super) fn parameter(code: &'static str, detail: String) -> Self {
         Self::new(StatusCode::BAD_REQUEST, code, detail)
@@ -152,24 +183,61 @@ impl Problem {
         self.code
     }
 
-    pub(super) fn into_response(self) -> Response<Body> {
-        let document = Document {
+    /// The error as AWS has it in the entries of a batch: its code and its message.
+    pub(super) fn into_aws(self) -> (&'static str, Cow<'static, str>) {
+        let error = as_aws(self.code);
+        (error.kind, error.message.map_or(self.detail, Cow::Borrowed))
+    }
+
+    /// The answer, in the words of the API that was asked.
+    pub(super) fn into_response(self, dialect: Dialect) -> Response<Body> {
+        let (status, content_type, body) = match dialect {
+            Dialect::Native => (self.status, "application/problem+json", self.document()),
+            Dialect::Aws => self.aws_document(as_aws(self.code), AWS_JSON, "Message"),
+            Dialect::Agent => match as_agent(self.code) {
+                AgentError::Text(status, text) => (status_of(status), TEXT, text.into()),
+                AgentError::Detail => (self.status, TEXT, self.detail.as_bytes().to_vec()),
+                AgentError::Aws(error) => self.aws_document(error, "application/json", "message"),
+            },
+        };
+        let mut response = Response::new(Full::new(Bytes::from(body)));
+        *response.status_mut() = status;
+        let headers = response.headers_mut();
+        headers.insert(CONTENT_TYPE, HeaderValue::from_static(content_type));
+        headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
+        headers.extend(self.headers);
+        response
+    }
+
+    fn document(&self) -> Vec<u8> {
+        written(&Document {
             r#type: "about:blank",
             title: self.status.canonical_reason().unwrap_or_default(),
             status: self.status.as_u16(),
             detail: &self.detail,
             code: self.code,
-        };
-        // Plain text and numbers always serialize; were that to fail, the status alone would tell.
-        let body = serde_json::to_vec(&document).unwrap_or_default();
-        let mut response = Response::new(Full::new(Bytes::from(body)));
-        *response.status_mut() = self.status;
-        let headers = response.headers_mut();
-        headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/problem+json"));
-        headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
-        headers.extend(self.headers);
-        response
+        })
     }
+
+    fn aws_document(
+        &self,
+        error: AwsError,
+        content_type: &'static str,
+        message: &'static str,
+    ) -> (StatusCode, &'static str, Vec<u8>) {
+        let document =
+            BTreeMap::from([("__type", error.kind), (message, error.message.unwrap_or(&self.detail))]);
+        (status_of(error.status), content_type, written(&document))
+    }
+}
+
+/// Plain text and numbers always serialize; were that to fail, the status alone would tell.
+fn written(document: &impl Serialize) -> Vec<u8> {
+    serde_json::to_vec(document).unwrap_or_default()
+}
+
+fn status_of(status: u16) -> StatusCode {
+    StatusCode::from_u16(status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR)
 }
 
 impl From<Denied> for Problem {
@@ -179,6 +247,7 @@ impl From<Denied> for Problem {
             Denied::TokenWrong => (StatusCode::UNAUTHORIZED, "token_wrong", "token_wrong"),
             Denied::Uid => (StatusCode::FORBIDDEN, "caller_not_allowed", "uid"),
             Denied::Secret => (StatusCode::FORBIDDEN, "caller_not_allowed", "secret"),
+            Denied::Role => (StatusCode::FORBIDDEN, "caller_not_allowed", "role"),
         };
         let problem = Self::new(status, code, denied.to_string()).rejecting(reason);
         if status == StatusCode::UNAUTHORIZED {
@@ -248,7 +317,7 @@ mod tests {
 
     #[test]
     fn a_problem_is_a_document_of_rfc_9457() {
-        let response = Problem::from(SourceError::NotFound).into_response();
+        let response = Problem::from(SourceError::NotFound).into_response(Dialect::Native);
         assert_eq!(response.status(), 404);
         assert_eq!(response.headers()[CONTENT_TYPE], "application/problem+json");
         assert_eq!(response.headers()[CACHE_CONTROL], "no-store");
@@ -276,16 +345,17 @@ mod tests {
             let problem = Problem::from(error);
             assert_eq!((problem.status().as_u16(), problem.code()), (status, code));
             if matches!(status, 429 | 503) {
-                assert!(problem.into_response().headers().contains_key(RETRY_AFTER), "{code}");
+                assert!(problem.into_response(Dialect::Native).headers().contains_key(RETRY_AFTER), "{code}");
             }
         }
     }
 
     #[test]
     fn a_401_says_how_to_authenticate_and_a_405_what_is_allowed() {
-        let unauthorized = Problem::from(Denied::TokenMissing).into_response();
+        let unauthorized = Problem::from(Denied::TokenMissing).into_response(Dialect::Native);
         assert_eq!(unauthorized.headers()[WWW_AUTHENTICATE], "Bearer");
-        let wrong_method = Problem::method_not_allowed(&[Method::GET, Method::HEAD]).into_response();
+        let wrong_method =
+            Problem::method_not_allowed(&[Method::GET, Method::HEAD]).into_response(Dialect::Native);
         assert_eq!(wrong_method.headers()[ALLOW], "GET, HEAD");
     }
 }

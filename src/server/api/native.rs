@@ -1,25 +1,29 @@
 //! The native API: `GET /secret/<group>/<key>`.
 
+use std::time::Duration;
+
 use bytes::Bytes;
 use http_body_util::Full;
-use hyper::header::{
-    ACCEPT, AGE, CACHE_CONTROL, CONTENT_TYPE, ETAG, HeaderMap, HeaderName, HeaderValue, IF_NONE_MATCH,
-};
+use hyper::header::{ACCEPT, CACHE_CONTROL, CONTENT_TYPE, ETAG, HeaderMap, HeaderValue, IF_NONE_MATCH};
 use hyper::{Request, Response, StatusCode};
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
-use serde::Serialize;
-use zeroize::Zeroizing;
+use tokio::time::Instant;
 
+use super::cache_status::{failed_status, note_source};
 use super::field::Field;
+use super::metadata::{DateForm, Metadata};
+use super::query::{self, QueryError};
 use crate::access::Gate;
-use crate::cache::{Answer, Demand, Forward, ReadError, Served};
+use crate::cache::{Answer, Demand, Held};
 use crate::net::Body;
-use crate::secret::{SecretPath, SecretVersion, VersionSelector, percent_decode};
+use crate::secret::{SecretPath, SecretVersion, VersionSelector};
 use crate::server::Shared;
 use crate::server::headers::{HitHeaders, rendered};
 use crate::server::problem::Problem;
+use crate::units::{DURATION, parse_duration};
 
-const CACHE_STATUS: HeaderName = HeaderName::from_static("cache-status");
+/// The longest that a reader may wait for another version: as long as Consul's blocking queries.
+const MAX_WAIT: Duration = Duration::from_mins(10);
 
 /// What an entity tag may hold of a field's name as it is.
 const ETAG_PLAIN: &AsciiSet =
@@ -37,13 +41,32 @@ pub(in crate::server) async fn read<B>(
     gate.may_read(&key)?;
     let headers = request.headers();
     let demand = demand(headers);
-    let answer = shared.cache.read(&key, &demand).await.map_err(|error| {
+    let field = query.field.as_ref();
+    let answer = match query.wait {
+        None => shared.cache.read(&key, &demand).await,
+        Some(wait) => {
+            let until = Instant::now() + wait;
+            let is_known = |held: &Held| is_known(headers, &etag(held, field));
+            tokio::select! {
+                answer = shared.cache.read_next(&key, &demand, until, is_known) => answer,
+                // Nobody is to be waited for at the end.
+                () = shared.readiness.draining() => shared.cache.read(&key, &Demand::default()).await,
+            }
+        }
+    };
+    let answer = answer.map_err(|error| {
         let status = failed_status(&error);
         Problem::from(error).cache_status(status)
     })?;
-    render(&shared.hit_headers, &answer, query.field.as_ref(), headers)
+    render(&shared.hit_headers, &answer, field, headers)
 }
 
+/// Whether a read of this query may take long on purpose.
+pub(in crate::server) fn waits(query: Option<&str>) -> bool {
+    query.is_some_and(|query| query.split('&').any(|pair| pair.starts_with("wait=")))
+}
+
+/// What the reader asks of the cache.
 fn demand(headers: &HeaderMap) -> Demand {
     let mut demand = Demand::default();
     for value in headers.get_all(CACHE_CONTROL) {
@@ -58,27 +81,14 @@ fn demand(headers: &HeaderMap) -> Demand {
 struct Query {
     selector: VersionSelector,
     field: Option<Field>,
+    wait: Option<Duration>,
 }
 
 impl Query {
     /// Every parameter must be known, given once, and have a value.
     fn parse(raw: Option<&str>) -> Result<Self, Problem> {
-        let Some(raw) = raw.filter(|raw| !raw.is_empty()) else { return Ok(Self::default()) };
-        let (mut stage, mut id, mut field) = (None, None, None);
-        for pair in raw.split('&') {
-            let (name, value) = pair.split_once('=').unwrap_or((pair, ""));
-            let place = match name {
-                "version_stage" => &mut stage,
-                "version_id" => &mut id,
-                "field" => &mut field,
-                unknown => return Err(unknown_parameter(unknown)),
-            };
-            let value = percent_decode(value).map_err(|error| invalid_parameter(name, &error.to_string()))?;
-            if place.replace(value).is_some() {
-                let detail = format!("the parameter {name} is given more than once");
-                return Err(Problem::parameter("repeated_parameter", detail));
-            }
-        }
+        let [stage, id, field, wait] =
+            query::parse(raw, ["version_stage", "version_id", "field", "wait"]).map_err(wrong_query)?;
         let selector = VersionSelector::new(id.as_deref(), stage.as_deref()).map_err(|error| {
             let name = match error {
                 crate::secret::VersionSelectorError::Id => "version_id",
@@ -86,23 +96,38 @@ impl Query {
             };
             invalid_parameter(name, &error.to_string())
         })?;
-        let field = match field {
-            Some(text) => Some(Field::parse(&text).ok_or_else(|| {
-                invalid_parameter(
-                    "field",
-                    "accepted are a top-level key, or a JSON Pointer that starts with /",
-                )
-            })?),
-            None => None,
+        let parsed_field = |text: &str| {
+            Field::parse(text).ok_or_else(|| {
+                let accepted = "accepted are a top-level key, or a JSON Pointer that starts with /";
+                invalid_parameter("field", accepted)
+            })
         };
-        Ok(Self { selector, field })
+        let parsed_wait = |text: &str| {
+            parse_duration(text)
+                .filter(|wait| *wait <= MAX_WAIT)
+                .ok_or_else(|| invalid_parameter("wait", &format!("accepted is {DURATION}, at most \"10m\"")))
+        };
+        Ok(Self {
+            selector,
+            field: field.as_deref().map(parsed_field).transpose()?,
+            wait: wait.as_deref().map(parsed_wait).transpose()?,
+        })
     }
 }
 
-fn unknown_parameter(name: &str) -> Problem {
-    let name: String = name.chars().take(64).collect();
-    let detail = format!("unknown parameter {name:?}; accepted are version_stage, version_id and field");
-    Problem::parameter("unknown_parameter", detail)
+fn wrong_query(error: QueryError) -> Problem {
+    match error {
+        QueryError::Unknown(name) => {
+            let detail =
+                format!("unknown parameter {name:?}; accepted are version_stage, version_id, field and wait");
+            Problem::parameter("unknown_parameter", detail)
+        }
+        QueryError::Repeated(name) => {
+            let detail = format!("the parameter {name} is given more than once");
+            Problem::parameter("repeated_parameter", detail)
+        }
+        QueryError::Malformed(name, reason) => invalid_parameter(name, &reason),
+    }
 }
 
 fn invalid_parameter(name: &str, reason: &str) -> Problem {
@@ -115,7 +140,7 @@ fn render(
     field: Option<&Field>,
     asked: &HeaderMap,
 ) -> Result<Response<Body>, Problem> {
-    let etag = etag(answer, field);
+    let etag = etag(&answer.held, field);
     let mut response = if is_known(asked, &etag) {
         let mut response = Response::new(Body::default());
         *response.status_mut() = StatusCode::NOT_MODIFIED;
@@ -126,22 +151,18 @@ fn render(
         response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static(content_type));
         response
     };
-    let headers = response.headers_mut();
-    headers.insert(ETAG, etag);
-    headers.insert(AGE, hit_headers.age(answer.age.as_secs()));
-    headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
-    headers.insert(CACHE_STATUS, cache_status(hit_headers, answer));
+    response.headers_mut().insert(ETAG, etag);
+    note_source(response.headers_mut(), hit_headers, answer);
     Ok(response)
 }
 
 /// The version id in quotes, with the field's name when one was asked for.
-fn etag(answer: &Answer, field: Option<&Field>) -> HeaderValue {
+fn etag(held: &Held, field: Option<&Field>) -> HeaderValue {
     match field {
-        None => HeaderValue::from_maybe_shared(answer.held.etag.clone())
-            .unwrap_or(HeaderValue::from_static("\"\"")),
+        None => HeaderValue::from_maybe_shared(held.etag.clone()).unwrap_or(HeaderValue::from_static("\"\"")),
         Some(field) => {
             let name = utf8_percent_encode(field.as_str(), ETAG_PLAIN);
-            rendered(&format!("\"{}#{name}\"", answer.held.version.version_id))
+            rendered(&format!("\"{}#{name}\"", held.version.version_id))
         }
     }
 }
@@ -168,7 +189,8 @@ fn body(
         None => None,
     };
     if wants_json(asked) {
-        return Ok((json(version, field.as_ref()), "application/json"));
+        let metadata = Metadata::new(version, field.as_ref(), DateForm::Number);
+        return Ok((metadata.render(), "application/json"));
     }
     match field {
         Some(field) => Ok((field, TEXT)),
@@ -197,89 +219,6 @@ fn wants_json(asked: &HeaderMap) -> bool {
     json > 0.0 && json >= plain
 }
 
-/// The metadata form, with AWS's own names and types
-/// (<https://docs.aws.amazon.com/secretsmanager/latest/apireference/API_GetSecretValue.html>).
-#[derive(Serialize)]
-#[serde(rename_all = "PascalCase")]
-struct Metadata<'a> {
-    #[serde(rename = "ARN")]
-    arn: &'a str,
-    name: &'a str,
-    version_id: &'a str,
-    version_stages: &'a [String],
-    /// Seconds since 1970, as in AWS JSON 1.1.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    created_date: Option<f64>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    secret_string: Option<&'a str>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    secret_binary: Option<&'a str>,
-}
-
-fn json(version: &SecretVersion, field: Option<&Bytes>) -> Bytes {
-    use base64::Engine;
-    let exposed = field.unwrap_or_else(|| version.value.expose());
-    let text = std::str::from_utf8(exposed).ok().filter(|_| field.is_some() || version.value.is_text());
-    let binary = match text {
-        Some(_) => None,
-        None => Some(Zeroizing::new(base64::engine::general_purpose::STANDARD.encode(exposed))),
-    };
-    let created = version.created_date.and_then(|date| date.duration_since(std::time::UNIX_EPOCH).ok());
-    let metadata = Metadata {
-        arn: &version.arn,
-        name: &version.name,
-        version_id: &version.version_id,
-        version_stages: &version.version_stages,
-        created_date: created.map(|since| since.as_secs_f64()),
-        secret_string: text,
-        secret_binary: binary.as_ref().map(|binary| binary.as_str()),
-    };
-    // Room for all of it at once: a buffer that grows leaves copies of the secret behind.
-    let escapes = exposed.iter().filter(|byte| **byte < 0x20 || matches!(**byte, b'"' | b'\\')).count();
-    let room = exposed.len() * 4 / 3 + escapes * 5 + version.weight() - version.value.len() + 512;
-    let mut rendered = Zeroizing::new(Vec::with_capacity(room));
-    // Strings and numbers always serialize into memory.
-    let _ = serde_json::to_writer(&mut *rendered, &metadata);
-    Bytes::from_owner(rendered)
-}
-
-/// How the answer came about (RFC 9211). `ttl` and `Age` add up to the entry's whole lifetime.
-fn cache_status(hit_headers: &HitHeaders, answer: &Answer) -> HeaderValue {
-    let (ttl, age) = (answer.held.policy.lifetimes.ttl.as_secs(), answer.age.as_secs());
-    let detail = match answer.served {
-        Served::Hit => return hit_headers.fresh_hit(ttl.saturating_sub(age)),
-        Served::StaleWhileRevalidate => "stale-while-revalidate",
-        Served::StaleIfError => "stale-if-error",
-        Served::Fetched { forward, collapsed } => {
-            let reason = match forward {
-                Forward::Miss => "miss",
-                Forward::Stale => "stale",
-                Forward::Request => "request",
-            };
-            let collapsed = if collapsed { "; collapsed" } else { "" };
-            return rendered(&format!("smcached; fwd={reason}; stored{collapsed}"));
-        }
-    };
-    let sign = if age > ttl { "-" } else { "" };
-    rendered(&format!("smcached; hit; ttl={sign}{}; detail={detail}", age.abs_diff(ttl)))
-}
-
-/// The `Cache-Status` of a read that failed.
-fn failed_status(error: &ReadError) -> HeaderValue {
-    match error {
-        ReadError::NotHeld => HeaderValue::from_static("smcached; detail=only-if-cached"),
-        ReadError::ForcedTooOften { .. } => {
-            HeaderValue::from_static("smcached; detail=forced-refresh-limited")
-        }
-        ReadError::Source { remembered_for: Some(left), .. } => {
-            rendered(&format!("smcached; hit; ttl={}; detail=negative", left.as_secs()))
-        }
-        ReadError::Source { error, remembered_for: None } => {
-            rendered(&format!("smcached; fwd=miss; detail={}", error.kind()))
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
@@ -288,7 +227,9 @@ mod tests {
 
     #[test]
     fn known_parameters_are_taken_once_each() {
-        let query = Query::parse(Some("version_stage=AWSPREVIOUS&version_id=v1&field=a+b%2B")).unwrap();
+        let raw = "version_stage=AWSPREVIOUS&version_id=v1&field=a+b%2B&wait=1m30s";
+        let query = Query::parse(Some(raw)).unwrap();
+        assert_eq!(query.wait, Some(Duration::from_secs(90)));
         assert_eq!(query.selector, VersionSelector::new(Some("v1"), Some("AWSPREVIOUS")).unwrap());
         assert_eq!(query.field, Field::parse("a+b+"));
         assert_eq!(Query::parse(None).unwrap(), Query::default());
@@ -308,6 +249,8 @@ mod tests {
             ("field=/~", "invalid_parameter", "field"),
             ("field=%zz", "invalid_parameter", "field"),
             ("field=%ff", "invalid_parameter", "field"),
+            ("wait=30", "invalid_parameter", "wait"),
+            ("wait=11m", "invalid_parameter", "at most"),
         ];
         for (raw, code, name) in cases {
             let problem = Query::parse(Some(raw)).unwrap_err();

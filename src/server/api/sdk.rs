@@ -1,0 +1,317 @@
+//! AWS Secrets Manager's own protocol, AWS JSON 1.1, as any AWS SDK speaks it: `GetSecretValue`, `BatchGetSecretValue`
+//! by id list, and `DescribeSecret`. Nothing that writes
+//! (<https://docs.aws.amazon.com/secretsmanager/latest/apireference/Welcome.html>).
+//!
+//! Signatures are not checked: the daemon has no secret key to check them by. The access key id is the token.
+
+use std::borrow::Cow;
+use std::time::Duration;
+
+use bytes::Bytes;
+use http_body_util::{BodyExt, Full, LengthLimitError, Limited};
+use hyper::body::Body as HttpBody;
+use hyper::header::{CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue};
+use hyper::{Request, Response};
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+use tokio::task::JoinSet;
+use tokio::time::timeout;
+
+use super::cache_status::{failed_status, note_source};
+use super::metadata::{DateForm, Metadata, render};
+use crate::access::Gate;
+use crate::cache::{Answer, Demand, ReadError};
+use crate::net::Body;
+use crate::secret::{
+    Origin, SecretDescription, SecretId, SecretKey, SecretVersion, VersionSelector, is_region,
+};
+use crate::server::Shared;
+use crate::server::guards::signing_region;
+use crate::server::headers::rendered;
+use crate::server::problem::Problem;
+use crate::source::SourceError;
+
+const TARGET: HeaderName = HeaderName::from_static("x-amz-target");
+const REQUEST_ID: HeaderName = HeaderName::from_static("x-amzn-requestid");
+
+/// Twenty ids of the longest kind fit in.
+const MAX_BODY: usize = 64 << 10;
+
+/// The longest that a body may take to arrive: it is sent at once, with the head.
+const BODY_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// The most ids of one batch, as in AWS.
+const MAX_BATCH: usize = 20;
+
+/// Gives an answer, be it an error, an id, as all of AWS's have.
+pub(in crate::server) fn note_request_id(response: &mut Response<Body>) {
+    let (high, low) = (fastrand::u64(..), fastrand::u64(..));
+    let hex = format!("{high:016x}{low:016x}");
+    let id = format!("{}-{}-4{}-a{}-{}", &hex[..8], &hex[8..12], &hex[13..16], &hex[17..20], &hex[20..]);
+    response.headers_mut().insert(REQUEST_ID, rendered(&id));
+}
+
+/// Answers one request.
+pub(in crate::server) async fn answer<B>(
+    shared: &Shared,
+    gate: &Gate,
+    request: Request<B>,
+) -> Result<Response<Body>, Problem>
+where
+    B: HttpBody<Error: std::error::Error + Send + Sync + 'static>,
+{
+    let (head, body) = request.into_parts();
+    let operation = operation(&head.headers)?;
+    let body = read_body(body).await?;
+    let api = Api { shared, gate, region: region(shared, &head.headers)? };
+    match operation.as_str() {
+        "GetSecretValue" => api.get_secret_value(parsed(&body)?).await,
+        "DescribeSecret" => api.describe_secret(parsed(&body)?).await,
+        "BatchGetSecretValue" => api.batch_get_secret_value(parsed(&body)?).await,
+        other => Err(Problem::operation_not_allowed(other)),
+    }
+}
+
+/// `secretsmanager.<Operation>`, the one header that AWS's servers go by.
+fn operation(headers: &HeaderMap) -> Result<String, Problem> {
+    let target = headers.get(TARGET).and_then(|target| target.to_str().ok());
+    let operation = target.and_then(|target| target.strip_prefix("secretsmanager."));
+    let is_word =
+        |word: &&str| (1..=64).contains(&word.len()) && word.bytes().all(|byte| byte.is_ascii_alphanumeric());
+    operation.filter(is_word).map(str::to_owned).ok_or_else(Problem::unknown_operation)
+}
+
+/// The region that the caller's client is set to, where it is another than the daemon's own: there its names mean
+/// other secrets.
+fn region(shared: &Shared, headers: &HeaderMap) -> Result<Option<String>, Problem> {
+    let (Some(own), Some(signed)) = (shared.default_region.as_deref(), signing_region(headers)) else {
+        return Ok(None);
+    };
+    if !is_region(signed) {
+        return Err(invalid("the signature's credential scope names no region"));
+    }
+    Ok((signed != own).then(|| signed.to_owned()))
+}
+
+async fn read_body<B>(body: B) -> Result<Bytes, Problem>
+where
+    B: HttpBody<Error: std::error::Error + Send + Sync + 'static>,
+{
+    let reading = Limited::new(body, MAX_BODY).collect();
+    match timeout(BODY_TIMEOUT, reading).await {
+        Ok(Ok(body)) => Ok(body.to_bytes()),
+        Ok(Err(error)) if error.is::<LengthLimitError>() => Err(Problem::body_too_large(MAX_BODY)),
+        Ok(Err(_)) | Err(_) => {
+            Err(Problem::malformed_body("the body did not arrive whole and in time").closing())
+        }
+    }
+}
+
+/// What AWS does not know it ignores, and so is it here.
+fn parsed<T: DeserializeOwned>(body: &[u8]) -> Result<T, Problem> {
+    // Where, not what: the message of the parser may quote the body.
+    serde_json::from_slice(body).map_err(|error| {
+        let (line, column) = (error.line(), error.column());
+        Problem::malformed_body(format!(
+            "the body is not the JSON of this operation: see line {line}, column {column}"
+        ))
+    })
+}
+
+fn invalid(detail: &'static str) -> Problem {
+    Problem::parameter("invalid_parameter", detail.to_owned())
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "PascalCase")]
+struct GetSecretValue {
+    secret_id: Option<String>,
+    version_id: Option<String>,
+    version_stage: Option<String>,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "PascalCase")]
+struct DescribeSecret {
+    secret_id: Option<String>,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "PascalCase")]
+struct BatchGetSecretValue {
+    secret_id_list: Option<Vec<String>>,
+    filters: Option<serde_json::Value>,
+}
+
+#[derive(Serialize)]
+#[serde(rename_all = "PascalCase")]
+struct Batch<'a> {
+    secret_values: Vec<Metadata<'a>>,
+    errors: Vec<BatchError>,
+}
+
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "PascalCase")]
+struct BatchError {
+    secret_id: String,
+    error_code: &'static str,
+    message: Cow<'static, str>,
+}
+
+/// One request's way to the cache.
+struct Api<'a> {
+    shared: &'a Shared,
+    gate: &'a Gate,
+    region: Option<String>,
+}
+
+impl Api<'_> {
+    async fn get_secret_value(&self, input: GetSecretValue) -> Result<Response<Body>, Problem> {
+        let selector = VersionSelector::new(input.version_id.as_deref(), input.version_stage.as_deref())
+            .map_err(|error| Problem::parameter("invalid_parameter", error.to_string()))?;
+        let key = self.key(input.secret_id.as_deref(), selector)?;
+        let answer = self.read(&key).await?;
+        let body = Metadata::new(&answer.held.version, None, DateForm::Number).render();
+        Ok(self.response(body, Some(&answer)))
+    }
+
+    /// What AWS says, held as values are; where AWS denies that, what the versions that are held tell.
+    async fn describe_secret(&self, input: DescribeSecret) -> Result<Response<Body>, Problem> {
+        let current = self.key(input.secret_id.as_deref(), VersionSelector::current())?;
+        match self.shared.cache.read(&current.description(), &Demand::default()).await {
+            Ok(answer) => {
+                let body = answer.held.version.value.expose().clone();
+                Ok(self.response(body, Some(&answer)))
+            }
+            Err(ReadError::Source { error: SourceError::AccessDenied, .. }) => {
+                let answer = self.read(&current).await?;
+                let previous = self.held_previous(&current).await;
+                let versions: Vec<&SecretVersion> = [Some(&answer), previous.as_ref()]
+                    .into_iter()
+                    .flatten()
+                    .map(|held| &*held.held.version)
+                    .collect();
+                // There is one at least.
+                let description = SecretDescription::of_versions(&versions).unwrap_or_default();
+                let body = description.into_version().value.expose().clone();
+                Ok(self.response(body, Some(&answer)))
+            }
+            Err(error) => Err(failed(error)),
+        }
+    }
+
+    async fn batch_get_secret_value(&self, input: BatchGetSecretValue) -> Result<Response<Body>, Problem> {
+        if input.filters.is_some_and(|filters| !filters.is_null()) {
+            return Err(Problem::operation_not_allowed("BatchGetSecretValue by Filters"));
+        }
+        let ids = input.secret_id_list.unwrap_or_default();
+        if ids.is_empty() || ids.len() > MAX_BATCH {
+            return Err(invalid("SecretIdList must have 1 to 20 ids"));
+        }
+        let mut reads = JoinSet::new();
+        let mut outcomes: Vec<Result<Answer, Problem>> = Vec::new();
+        for (index, id) in ids.iter().enumerate() {
+            // Replaced by what the cache says, unless nobody gets to ask it.
+            outcomes.push(Err(Problem::internal()));
+            match self.key(Some(id), VersionSelector::current()) {
+                Ok(key) => {
+                    let cache = self.shared.cache.clone();
+                    reads.spawn(async move { (index, cache.read(&key, &Demand::default()).await) });
+                }
+                Err(problem) => outcomes[index] = Err(problem),
+            }
+        }
+        while let Some(read) = reads.join_next().await {
+            let Ok((index, read)) = read else { continue };
+            outcomes[index] = read.map_err(failed);
+        }
+        let (mut answers, mut errors) = (Vec::new(), Vec::new());
+        for (id, outcome) in ids.into_iter().zip(outcomes) {
+            match outcome {
+                Ok(answer) => answers.push(answer),
+                Err(problem) => {
+                    let (error_code, message) = problem.into_aws();
+                    errors.push(BatchError { secret_id: id, error_code, message });
+                }
+            }
+        }
+        let secret_values: Vec<_> = answers
+            .iter()
+            .map(|answer| Metadata::new(&answer.held.version, None, DateForm::Number))
+            .collect();
+        let room = secret_values.iter().map(Metadata::room).sum::<usize>() + errors.len() * 4096 + 64;
+        Ok(self.response(render(&Batch { secret_values, errors }, room), None))
+    }
+
+    /// The key that an id leads to, if this caller may read it.
+    fn key(&self, id: Option<&str>, selector: VersionSelector) -> Result<SecretKey, Problem> {
+        let id = id.filter(|id| !id.is_empty()).ok_or_else(|| invalid("SecretId must be given"))?;
+        let origin = Origin { region: self.region.as_deref().map(Into::into), role_arn: None };
+        let key = self.shared.resolver.load().resolve_id(SecretId::parse(id)?, origin, selector)?;
+        self.gate.may_read(&key)?;
+        Ok(key)
+    }
+
+    async fn read(&self, key: &SecretKey) -> Result<Answer, Problem> {
+        self.shared.cache.read(key, &Demand::default()).await.map_err(failed)
+    }
+
+    /// The version before the current one, if it is held: no call is made for it.
+    async fn held_previous(&self, current: &SecretKey) -> Option<Answer> {
+        let selector = VersionSelector::new(None, Some("AWSPREVIOUS")).ok()?;
+        let key = SecretKey { selector, ..current.clone() };
+        let demand = Demand { only_if_cached: true, ..Demand::default() };
+        self.shared.cache.read(&key, &demand).await.ok()
+    }
+
+    fn response(&self, body: Bytes, answer: Option<&Answer>) -> Response<Body> {
+        let mut response = Response::new(Full::new(body));
+        let headers = response.headers_mut();
+        headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/x-amz-json-1.1"));
+        if let Some(answer) = answer {
+            note_source(headers, &self.shared.hit_headers, answer);
+        }
+        response
+    }
+}
+
+fn failed(error: ReadError) -> Problem {
+    let status = failed_status(&error);
+    Problem::from(error).cache_status(status)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_operation_is_named_by_its_target() {
+        let of = |target: &str| {
+            let mut headers = HeaderMap::new();
+            headers.insert(TARGET, HeaderValue::from_str(target).unwrap());
+            operation(&headers).ok()
+        };
+        assert_eq!(of("secretsmanager.GetSecretValue").as_deref(), Some("GetSecretValue"));
+        for target in ["", "GetSecretValue", "dynamodb.GetItem", "secretsmanager.", "secretsmanager.Get<b>"] {
+            assert_eq!(of(target), None, "{target}");
+        }
+        assert!(operation(&HeaderMap::new()).is_err());
+    }
+
+    #[test]
+    fn what_a_body_says_is_never_quoted() {
+        let problem = parsed::<GetSecretValue>(b"{\"SecretId\": [\"hunter2\"]}").unwrap_err();
+        assert!(!format!("{problem:?}").contains("hunter2"));
+        let input: GetSecretValue = parsed(b"{\"SecretId\": \"a\", \"Unknown\": 1}").unwrap();
+        assert_eq!(input.secret_id.as_deref(), Some("a"));
+    }
+
+    #[test]
+    fn request_ids_look_like_awss() {
+        let mut response = Response::new(Body::default());
+        note_request_id(&mut response);
+        let id = response.headers()[REQUEST_ID].to_str().unwrap().to_owned();
+        let lengths: Vec<usize> = id.split('-').map(str::len).collect();
+        assert_eq!((lengths, &id[14..15]), (vec![8, 4, 4, 4, 12], "4"));
+    }
+}
