@@ -5,6 +5,7 @@
 #[path = "../support/mod.rs"]
 mod support;
 
+mod agent;
 mod commands;
 mod contract;
 mod documentation;
@@ -17,7 +18,9 @@ mod native_api;
 mod operations;
 mod process;
 mod reload;
+mod sdk;
 mod upstream;
+mod waiting;
 
 /// The binary under test.
 const SMCACHED: &str = env!("CARGO_BIN_EXE_smcached");

@@ -159,8 +159,19 @@ pub async fn get(address: &Address, path: &str, headers: &[(&str, &str)]) -> Ans
 
 /// One request of AWS JSON 1.1, as an SDK sends it but unsigned.
 pub async fn aws_json(port: u16, action: &str, body: &serde_json::Value) -> Answer {
+    aws_json_as(port, "AKIAIOSFODNN7EXAMPLE", "us-west-2", action, body).await
+}
+
+/// The same by this access key id, for this region.
+pub async fn aws_json_as(
+    port: u16,
+    access_key_id: &str,
+    region: &str,
+    action: &str,
+    body: &serde_json::Value,
+) -> Answer {
     let body = body.to_string();
-    let credential = "AKIAIOSFODNN7EXAMPLE/20260101/us-west-2/secretsmanager/aws4_request";
+    let credential = format!("{access_key_id}/20260101/{region}/secretsmanager/aws4_request");
     let request = format!(
         "POST / HTTP/1.1\r\nHost: 127.0.0.1:{port}\r\nContent-Type: application/x-amz-json-1.1\r\n\
          X-Amz-Target: secretsmanager.{action}\r\n\

@@ -146,6 +146,7 @@ impl State {
                 let id = body["SecretId"].as_str().unwrap_or_default();
                 self.get(region, id, body["VersionId"].as_str(), body["VersionStage"].as_str())
             }
+            "DescribeSecret" => self.describe(region, body["SecretId"].as_str().unwrap_or_default()),
             "BatchGetSecretValue" => self.batch(request),
             "ListSecrets" => self.list(request),
             _ => denied(),
@@ -180,6 +181,34 @@ impl State {
         match &version.value {
             Stored::Text(text) => answer["SecretString"] = json!(text),
             Stored::Binary(bytes) => answer["SecretBinary"] = json!(STANDARD.encode(bytes)),
+        }
+        (200, answer)
+    }
+
+    /// Also of a secret that is marked for deletion, as AWS does.
+    fn describe(&self, region: &str, id: &str) -> (u16, Value) {
+        let Some(secret) = self.find(region, id) else {
+            return error("ResourceNotFoundException", "Secrets Manager can't find the specified secret.");
+        };
+        if secret.is_denied {
+            return denied();
+        }
+        let labelled = secret.versions.iter().filter(|version| !version.stages.is_empty());
+        let stages: serde_json::Map<String, Value> =
+            labelled.map(|version| (version.id.clone(), json!(version.stages))).collect();
+        let tags = secret.tags.iter().map(|(key, value)| json!({ "Key": key, "Value": value }));
+        let mut answer = json!({
+            "ARN": secret.arn(region),
+            "Name": secret.name,
+            "Description": "for tests",
+            "RotationEnabled": false,
+            "LastChangedDate": 1_523_477_145.729,
+            "CreatedDate": 1_523_477_145.5,
+            "Tags": tags.collect::<Vec<_>>(),
+            "VersionIdsToStages": stages,
+        });
+        if secret.is_deleted {
+            answer["DeletedDate"] = json!(1_523_477_146.5);
         }
         (200, answer)
     }
