@@ -6,6 +6,7 @@
 mod support;
 
 mod agent;
+mod clients;
 mod commands;
 mod contract;
 mod documentation;

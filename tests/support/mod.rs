@@ -12,6 +12,7 @@ pub mod fake_aws;
 pub mod faults;
 pub mod moto;
 pub mod proxy;
+pub mod python;
 
 use std::net::{Ipv4Addr, TcpListener};
 use std::path::PathBuf;
