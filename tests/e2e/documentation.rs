@@ -20,6 +20,7 @@ fn adapted(command: &str, daemon: &Daemon) -> String {
         .replace("target/smcached.sock", &path("s.sock"))
         .replace("/run/smcached/smcached.sock", &path("s.sock"))
         .replace("target/smcached.token", &path("token"))
+        .replace("/run/smcached/token", &path("token"))
         .replace("127.0.0.1:2773", &format!("127.0.0.1:{}", daemon.tcp_port()))
 }
 
@@ -31,22 +32,50 @@ fn blocks(document: &str, language: &str) -> Vec<String> {
     parts.map(|part| part.split("```").next().unwrap().to_owned()).collect()
 }
 
+/// Standard output of a script of the documents, run with the Python parts at hand.
+fn run(script: &str, daemon: &Daemon) -> String {
+    let path = format!("{}:/usr/bin:/bin", in_repository("target/python/bin").display());
+    let mut command = Command::new("sh");
+    command.args(["-c", &adapted(script, daemon)]).env_clear().env("PATH", path).current_dir(daemon.path(""));
+    command.env("HOME", daemon.path("")).env("AWS_EC2_METADATA_DISABLED", "true");
+    let output = command.output().unwrap();
+    assert!(output.status.success(), "{script}: {output:?}");
+    String::from_utf8(output.stdout).unwrap()
+}
+
+/// Runs the exchanges of a document's `console` blocks, each after `prelude`; returns how many there are.
+fn check_exchanges(document: &str, prelude: &str, daemon: &Daemon) -> usize {
+    let blocks = blocks(document, "console").concat();
+    let exchanges = blocks.split("$ ").skip(1).map(|exchange| exchange.split_once('\n').unwrap());
+    let check = |(command, expected): (&str, &str)| {
+        let output = run(&format!("{prelude}\n{command}"), daemon);
+        assert_eq!(output.trim_end(), expected.trim_end(), "{document}: {command}");
+    };
+    exchanges.map(check).count()
+}
+
 #[tokio::test]
 async fn the_commands_of_the_readme_print_what_it_says() {
     let daemon = local_daemon().await;
-    let mut commands = 0;
-    for block in blocks("README.md", "console") {
-        for exchange in block.split("$ ").skip(1) {
-            let (command, expected) = exchange.split_once('\n').unwrap();
-            let output = Command::new("sh")
-                .args(["-c", &format!("{} 2>/dev/null", adapted(command, &daemon))])
-                .output();
-            let output = String::from_utf8(output.unwrap().stdout).unwrap();
-            assert_eq!(output.trim_end(), expected.trim_end(), "{command}");
-            commands += 1;
-        }
+    assert_eq!(check_exchanges("README.md", "", &daemon), 4);
+}
+
+#[tokio::test]
+async fn the_pages_of_clients_show_what_their_clients_get() {
+    let daemon = local_daemon().await;
+    assert_eq!(check_exchanges("docs/clients/curl.md", "", &daemon), 4);
+    run(&blocks("docs/clients/curl.md", "sh").concat(), &daemon);
+    assert_eq!(check_exchanges("docs/clients/agent.md", "", &daemon), 1);
+    let variables = blocks("docs/clients/aws-cli.md", "sh").concat();
+    assert_eq!(check_exchanges("docs/clients/aws-cli.md", &variables, &daemon), 1);
+    for (document, expected) in
+        [("docs/clients/python.md", "ada\n"), ("docs/clients/boto3.md", "the new token\n")]
+    {
+        let variables = blocks(document, "sh").concat();
+        let program = blocks(document, "python").concat();
+        let script = format!("{variables}\npython - <<'END'\n{program}\nEND\n");
+        assert_eq!(run(&script, &daemon), expected, "{document}");
     }
-    assert_eq!(commands, 4);
 }
 
 #[tokio::test]
@@ -71,8 +100,10 @@ async fn the_python_of_getting_started_reads_a_secret() {
 #[test]
 fn every_link_between_documents_leads_somewhere() {
     let mut followed = 0;
-    let documents = fs::read_dir(in_repository("docs")).unwrap().map(|entry| entry.unwrap().path());
-    for document in documents.chain([in_repository("README.md")]) {
+    let in_folder =
+        |folder: &str| fs::read_dir(in_repository(folder)).unwrap().map(|entry| entry.unwrap().path());
+    let documents = in_folder("docs").chain(in_folder("docs/clients")).chain([in_repository("README.md")]);
+    for document in documents.filter(|path| path.is_file()) {
         let text = fs::read_to_string(&document).unwrap();
         for link in text.split("](").skip(1).map(|rest| rest.split([')', '#']).next().unwrap()) {
             if link.is_empty() || link.contains("://") {
