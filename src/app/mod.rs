@@ -25,6 +25,9 @@ use crate::ops::OpsService;
 use crate::server::{SecretService, Shared};
 use crate::source::file::FileSourceError;
 
+/// What is open besides connections to secret listeners, amply.
+const SPARE_DESCRIPTORS: u64 = 256;
+
 /// Why the process ends otherwise than as told.
 #[derive(Debug, Error)]
 pub enum AppError {
@@ -82,6 +85,14 @@ pub async fn run(config: Config, path: Option<PathBuf>, environment: &Environmen
     let probed = cache.clone();
     tokio::spawn(async move { probed.probe().await });
 
+    let descriptors = net::raise_descriptor_limit();
+    let wanted_connections = u64::from(config.server.max_connections) * config.listeners.len() as u64;
+    if descriptors.is_some_and(|limit| limit < wanted_connections + SPARE_DESCRIPTORS) {
+        tracing::warn!(
+            limit = descriptors,
+            "fewer files may be open than server.max_connections needs on all listeners; raise the hard limit"
+        );
+    }
     let limits = ConnectionLimits {
         max_connections: config.server.max_connections as usize,
         idle_timeout: config.server.idle_timeout,

@@ -4,12 +4,14 @@
 
 mod client;
 mod connection;
+mod descriptors;
 mod listener;
 mod ownership;
 mod unix;
 
 pub use client::{ClientError, Endpoint, fetch};
 pub use connection::{ConnectionLimits, Service, serve};
+pub use descriptors::raise_descriptor_limit;
 pub use listener::{BindError, Listener};
 pub use ownership::{Ownership, UnknownOwner};
 pub use unix::UnixSocket;
