@@ -217,6 +217,31 @@ impl<'a> Section<'a> {
         sections
     }
 
+    /// Takes a list whose items are texts or tables. A text comes with an empty section, which is its place.
+    pub fn texts_or_sections(
+        &self,
+        key: &'static str,
+        accepted: &str,
+    ) -> Vec<(Option<&'a str>, Section<'a>)> {
+        let generic = format!("{}[]", join(&self.generic_path, key));
+        let Some((value, span)) = self.take(key) else { return Vec::new() };
+        let DeValue::Array(items) = value else {
+            self.refuse(key, &span, &format!("accepted: {accepted}"));
+            return Vec::new();
+        };
+        let mut found = Vec::new();
+        for (index, item) in items.iter().enumerate() {
+            let path = format!("{}[{index}]", self.path_of(key));
+            let sub = |table| self.sub(path.clone(), generic.clone(), item.span(), table);
+            match item.get_ref() {
+                DeValue::String(text) => found.push((Some(&**text), sub(None))),
+                DeValue::Table(table) => found.push((None, sub(Some(table)))),
+                _ => self.document.complain(item.span().start, format!("{path}: accepted: {accepted}")),
+            }
+        }
+        found
+    }
+
     /// Takes a table whose keys are names of the user's: `[key.<name>]`.
     pub fn named_sections(&self, key: &'static str) -> Vec<(String, Section<'a>)> {
         let outer = self.section(key);

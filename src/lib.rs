@@ -13,6 +13,7 @@
 //! - [`access`]: who may come in and read what; knows no HTTP.
 //! - [`net`]: sockets and connections; knows no secrets.
 //! - [`server`], [`ops`]: the routes of the secret listeners and of the ops listener.
+//! - [`projection`]: secrets as files.
 //! - [`lifecycle`]: readiness, supervised tasks, signals, drain.
 //! - [`config`], [`metrics`], [`telemetry`]: what is configured, counted and logged; [`document`]: strict
 //!   reading of TOML files; [`file_watch`]: noticing that a file changed; [`units`]: durations and sizes.
@@ -31,6 +32,7 @@ pub mod lifecycle;
 pub mod metrics;
 pub mod net;
 pub mod ops;
+pub mod projection;
 pub mod secret;
 pub mod server;
 pub mod source;

@@ -32,6 +32,8 @@ pub struct Metrics {
     pub upstream: UpstreamMetrics,
     /// What reloads count.
     pub config: ConfigMetrics,
+    /// What is written to files.
+    pub projection: ProjectionMetrics,
 }
 
 impl Metrics {
@@ -50,9 +52,10 @@ impl Metrics {
         let cache = CacheMetrics::new(&define);
         let upstream = UpstreamMetrics::new(&define);
         let config = ConfigMetrics::new(&define);
+        let projection = ProjectionMetrics::new(&define);
         #[cfg(target_os = "linux")]
         define.register(prometheus::process_collector::ProcessCollector::for_self());
-        Self { registry, http, cache, upstream, config }
+        Self { registry, http, cache, upstream, config, projection }
     }
 
     /// The page that Prometheus scrapes, in its text format.
@@ -152,6 +155,31 @@ impl RouteMetrics {
             self.requests.with_label_values(&[&*self.listener, self.route, &status]).inc();
         }
         self.duration.observe(elapsed.as_secs_f64());
+    }
+}
+
+/// What is written to files.
+#[derive(Debug, Clone)]
+pub struct ProjectionMetrics {
+    writes: IntCounterVec,
+}
+
+impl ProjectionMetrics {
+    fn new(define: &Definer<'_>) -> Self {
+        let writes = define.int_counter_vec(
+            "smcached_projection_writes_total",
+            "Changes of projected files, or of sets that are switched together: written, removed or failed.",
+            &["result"],
+        );
+        for result in ["written", "removed", "failed"] {
+            writes.with_label_values(&[result]);
+        }
+        Self { writes }
+    }
+
+    /// A file, or a set of files, was written or removed, or could not be.
+    pub fn wrote(&self, result: &'static str) {
+        self.writes.with_label_values(&[result]).inc();
     }
 }
 

@@ -20,6 +20,7 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("cache", &["source", "secret", "metrics"]),
     ("access", &["file_watch", "secret"]),
     ("net", &["lifecycle"]),
+    ("projection", &["cache", "config", "metrics", "net", "secret", "source"]),
     ("server", &["access", "cache", "lifecycle", "metrics", "net", "secret", "source", "units"]),
     ("ops", &["cache", "lifecycle", "metrics", "net"]),
     (
@@ -33,6 +34,7 @@ const ARROWS: &[(&str, &[&str])] = &[
             "metrics",
             "net",
             "ops",
+            "projection",
             "secret",
             "server",
             "source",
@@ -49,7 +51,7 @@ const CONFINED: &[(&str, &[&str])] = &[
     ("moka", &["cache/store.rs", "cache/refusals.rs"]),
     ("toml", &["config", "document.rs"]),
     ("clap", &["cli", "main.rs"]),
-    ("nix", &["net"]),
+    ("nix", &["net", "projection"]),
     ("tracing_subscriber", &["telemetry.rs"]),
     ("prometheus", &["metrics.rs", "net"]),
 ];

@@ -22,6 +22,7 @@ use crate::lifecycle::{Drain, Readiness, Signals, Supervisor, TaskEnd, Told};
 use crate::metrics::Metrics;
 use crate::net::{self, BindError, ConnectionLimits, Listener, Ownership, Service, UnknownOwner};
 use crate::ops::OpsService;
+use crate::projection;
 use crate::server::{SecretService, Shared};
 use crate::source::file::FileSourceError;
 
@@ -79,6 +80,7 @@ pub async fn run(config: Config, path: Option<PathBuf>, environment: &Environmen
     let source = parts::source(&config, environment, &mut tasks)?;
     let resolver = Arc::new(parts::resolver(&config));
     let wanted = parts::wanted(&config, &resolver);
+    let projects = parts::projects(&config, &resolver)?;
     let settings = parts::settings(&config, Arc::clone(&resolver), &metrics);
     let cache = Cache::new(source, settings, metrics.clone());
     tasks.spawn("refresher", cache.clone().run());
@@ -116,8 +118,14 @@ pub async fn run(config: Config, path: Option<PathBuf>, environment: &Environmen
     let (wanting, wanted) = watch::channel(wanted);
     let patience = config.cache.preload_timeout;
     tasks.spawn("preload", cache::preload(cache.clone(), wanted, patience, || drop(block)));
+    let block = (!projects.is_empty()).then(|| readiness.block("projection"));
+    let (projecting, projects) = watch::channel(projects);
+    let projection =
+        projection::run(cache.clone(), projects, metrics.projection.clone(), patience, || drop(block));
+    tasks.spawn("projection", projection);
     let drain_timeout = config.server.drain_timeout;
-    let mut reloader = Reloader::new(config, path, reload::Parts { cache, shared, rules, wanting, metrics });
+    let mut reloader =
+        Reloader::new(config, path, reload::Parts { cache, shared, rules, wanting, projecting, metrics });
     drop(starting);
     tracing::info!(version = env!("CARGO_PKG_VERSION"), "started");
 

@@ -6,10 +6,15 @@ use std::time::Duration;
 use super::AppError;
 use crate::access::{Gate, Patterns, TokenError, TokenFile};
 use crate::cache::{CacheOptions, CallOptions, Lifetimes, Policies, Settings, Wanted};
-use crate::config::{Batch, Bind, Config, Environment, ListenerConfig, SourceConfig, TokenConfig};
+use crate::config::{
+    Batch, Bind, Config, Environment, ListenerConfig, OnChange, ProjectConfig, ProjectedSecret, SourceConfig,
+    TokenConfig,
+};
 use crate::lifecycle::Supervisor;
 use crate::metrics::Metrics;
-use crate::secret::{Group, Origin, Resolver, SecretPath, VersionSelector};
+use crate::net::{Ownership, UnknownOwner};
+use crate::projection::{Hook, Project, ProjectedFile};
+use crate::secret::{Field, Group, Origin, Resolver, SecretPath, VersionSelector};
 use crate::server::Rules;
 use crate::source::aws::{AwsOptions, AwsSource};
 use crate::source::file::FileSource;
@@ -98,6 +103,33 @@ pub(super) fn rules(config: &ListenerConfig, known: Option<&Arc<TokenFile>>) -> 
     };
     let allow_roles = config.allow_roles.clone();
     Ok(Rules::new(Gate { token, allow_uids, allow_secrets, allow_roles }, allowed_hosts))
+}
+
+/// The directories of files. An owner who does not exist is an error, since the configuration can mend it.
+pub(super) fn projects(config: &Config, resolver: &Resolver) -> Result<Vec<Project>, UnknownOwner> {
+    let file = |file: &ProjectedSecret| {
+        let key = SecretPath::parse(&file.secret).and_then(|path| resolver.resolve(path, file.selector()));
+        let key = key
+            .inspect_err(|error| tracing::warn!(secret = file.secret, %error, "cannot be written to a file"));
+        let field = file.field.as_deref().and_then(Field::parse);
+        Some(ProjectedFile { target: file.target.clone().into(), key: key.ok()?, field })
+    };
+    let project = |project: &ProjectConfig| {
+        let hook = project.on_change.as_ref().map(|on_change| match on_change {
+            OnChange::Command(words) => Hook::Command(words.clone()),
+            OnChange::Signal { signal, pid_file } => {
+                Hook::Signal { name: signal, pid_file: pid_file.clone() }
+            }
+        });
+        Ok(Project {
+            dir: project.dir.clone(),
+            files: project.secrets.iter().filter_map(file).collect(),
+            owner: Ownership::resolve(project.mode, project.owner.as_deref(), project.group.as_deref())?,
+            together: project.together,
+            hook,
+        })
+    };
+    config.projects.iter().map(project).collect()
 }
 
 fn cache_options(config: &Config) -> CacheOptions {

@@ -9,12 +9,13 @@ use arc_swap::ArcSwap;
 use tokio::sync::watch;
 use tokio::task::spawn_blocking;
 
-use super::parts;
+use super::{AppError, parts};
 use crate::access::TokenError;
 use crate::cache::{Cache, Wanted};
 use crate::config::{Bind, Config, ListenerConfig, Reload};
 use crate::file_watch::FileWatch;
 use crate::metrics::Metrics;
+use crate::projection::Project;
 use crate::server::{Rules, Shared};
 
 /// How often the file is looked at.
@@ -30,6 +31,7 @@ pub(super) struct Parts {
     /// Of each listener, in the order of the configuration.
     pub(super) rules: Vec<SharedRules>,
     pub(super) wanting: watch::Sender<Wanted>,
+    pub(super) projecting: watch::Sender<Vec<Project>>,
     pub(super) metrics: Metrics,
 }
 
@@ -90,21 +92,18 @@ impl Reloader {
         }
     }
 
-    fn apply(&mut self, config: &Config) -> Result<(), TokenError> {
+    fn apply(&mut self, config: &Config) -> Result<(), AppError> {
         // Whatever may fail comes first.
         let rules = self.rules(config)?;
+        let resolver = Arc::new(parts::resolver(config));
+        let projects = parts::projects(config, &resolver)?;
         for (place, rules) in rules {
             place.store(Arc::new(rules));
         }
-        let resolver = Arc::new(parts::resolver(config));
         let settings = parts::settings(config, Arc::clone(&resolver), &self.parts.metrics);
         self.parts.cache.reconfigure(settings);
-        let wanted = parts::wanted(config, &resolver);
-        self.parts.wanting.send_if_modified(|current| {
-            let is_other = *current != wanted;
-            *current = wanted;
-            is_other
-        });
+        send_if_other(&self.parts.wanting, parts::wanted(config, &resolver));
+        send_if_other(&self.parts.projecting, projects);
         self.parts.shared.set_resolver(resolver);
         self.set_watch(config.reload);
         let fixed = changed_but_fixed(&self.started_with, config);
@@ -129,6 +128,14 @@ impl Reloader {
         }
         Ok(changed)
     }
+}
+
+fn send_if_other<T: PartialEq>(to: &watch::Sender<T>, wanted: T) {
+    to.send_if_modified(|current| {
+        let is_other = *current != wanted;
+        *current = wanted;
+        is_other
+    });
 }
 
 /// What differs and is only looked at when the process starts.

@@ -5,7 +5,10 @@ use std::time::Duration;
 
 use toml::{Table, Value};
 
-use super::{Batch, Bind, Config, ListenerConfig, LogFormat, LogLevel, Reload, SourceConfig, TokenConfig};
+use super::{
+    Batch, Bind, Config, Layout, ListenerConfig, LogFormat, LogLevel, OnChange, ProjectConfig, Reload,
+    SourceConfig, TokenConfig,
+};
 use crate::secret::Unlisted;
 use crate::units::{show_duration, show_size};
 
@@ -68,6 +71,8 @@ impl Config {
         });
         let listeners =
             self.listeners.iter().map(|listener| Value::Table(self::listener(listener))).collect();
+        let projects: Vec<_> =
+            self.projects.iter().map(|project| Value::Table(self::project(project))).collect();
         let reload = match self.reload {
             Reload::Signal => "signal",
             Reload::Watch => "watch",
@@ -80,6 +85,7 @@ impl Config {
             ("refresh", refresh.into()),
             ("server", server.into()),
             ("listener", Value::Array(listeners)),
+            ("project", Value::Array(projects)),
             ("ops", table([("tcp", Some(ops.into()))]).into()),
             ("log", log.into()),
             ("groups", Value::Table(groups.collect())),
@@ -89,7 +95,7 @@ impl Config {
         sections
             .into_iter()
             .map(section)
-            .filter(|section| section != "[groups]\n")
+            .filter(|section| !matches!(section.as_str(), "[groups]\n" | "project = []\n"))
             .collect::<Vec<_>>()
             .join("\n")
     }
@@ -128,6 +134,37 @@ fn listener(listener: &ListenerConfig) -> Table {
             ])
         }
     }
+}
+
+fn project(project: &ProjectConfig) -> Table {
+    let layout = match project.layout {
+        Layout::Flyte => "flyte",
+        Layout::Plain => "plain",
+    };
+    let secrets = project.secrets.iter().map(|file| {
+        Value::Table(table([
+            ("secret", text(Some(&file.secret))),
+            ("version", text(file.version.as_deref())),
+            ("field", text(file.field.as_deref())),
+            ("path", text(file.path.as_deref())),
+        ]))
+    });
+    let on_change = project.on_change.as_ref().map(|on_change| match on_change {
+        OnChange::Command(words) => table([("command", list(words))]),
+        OnChange::Signal { signal, pid_file } => {
+            table([("signal", text(Some(signal))), ("pid_file", Some(file(pid_file)))])
+        }
+    });
+    table([
+        ("dir", Some(file(&project.dir))),
+        ("layout", text(Some(layout))),
+        ("secrets", Some(Value::Array(secrets.collect()))),
+        ("mode", Some(format!("{:04o}", project.mode).into())),
+        ("owner", text(project.owner.as_deref())),
+        ("group", text(project.group.as_deref())),
+        ("together", Some(project.together.into())),
+        ("on_change", on_change.map(Value::Table)),
+    ])
 }
 
 fn table<const N: usize>(entries: [(&str, Option<Value>); N]) -> Table {
@@ -212,6 +249,18 @@ mod tests {
             allow_non_loopback = true
             allowed_hosts = ["cache.internal"]
             token = "none"
+            [[project]]
+            dir = "/run/secrets/flyte"
+            layout = "flyte"
+            secrets = ["a/b", { secret = "c/d", version = "AWSPREVIOUS", field = "x", path = "e" }]
+            mode = "0440"
+            owner = "1000"
+            together = true
+            on_change = { command = ["/bin/true", "x"] }
+            [[project]]
+            dir = "/run/secrets/other"
+            secrets = ["a"]
+            on_change = { signal = "SIGHUP", pid_file = "/run/x.pid" }
             [ops]
             tcp = "off"
             [log]

@@ -5,6 +5,7 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use super::project;
 use super::{
     AwsConfig, Batch, Bind, CacheConfig, Config, DEFAULT_TOKEN_FILE, GroupConfig, ListenerConfig, LogConfig,
     LogFormat, LogLevel, OpsConfig, RefreshConfig, Reload, ServerConfig, SourceConfig, TokenConfig,
@@ -42,10 +43,24 @@ pub(super) fn config(root: &Section<'_>) -> Option<Config> {
     let listeners =
         if sections.is_empty() { default.listeners } else { sections.iter().filter_map(listener).collect() };
     check_addresses(root, &listeners, &ops);
+    let projects: Vec<_> = root.sections("project").iter().filter_map(project::project).collect();
+    project::check_targets(root, &projects);
     if !cache.preload_tags.is_empty() && matches!(source, Some(SourceConfig::File { .. })) {
         root.complain("cache.preload_tags needs secrets that come from AWS");
     }
-    Some(Config { reload, source: source?, aws, cache, refresh, server, listeners, ops, log, groups })
+    Some(Config {
+        reload,
+        source: source?,
+        aws,
+        cache,
+        refresh,
+        server,
+        listeners,
+        projects,
+        ops,
+        log,
+        groups,
+    })
 }
 
 fn source(section: &Section<'_>) -> Option<SourceConfig> {
@@ -351,11 +366,11 @@ fn number(section: &Section<'_>, key: &'static str, least: u32, most: u32) -> Op
     })
 }
 
-fn word(value: Value<'_>) -> Option<String> {
+pub(super) fn word(value: Value<'_>) -> Option<String> {
     value.text().filter(|text| !text.is_empty()).map(str::to_owned)
 }
 
-fn path(value: Value<'_>) -> Option<PathBuf> {
+pub(super) fn path(value: Value<'_>) -> Option<PathBuf> {
     value.text().filter(|path| !path.is_empty() && !path.contains('\0')).map(PathBuf::from)
 }
 
@@ -371,7 +386,7 @@ fn address(value: Value<'_>) -> Option<SocketAddr> {
     value.text()?.parse().ok()
 }
 
-fn mode(value: Value<'_>) -> Option<u32> {
+pub(super) fn mode(value: Value<'_>) -> Option<u32> {
     let text = value.text()?;
     let is_octal = (3..=4).contains(&text.len()) && text.bytes().all(|digit| (b'0'..=b'7').contains(&digit));
     u32::from_str_radix(text, 8).ok().filter(|mode| is_octal && *mode <= 0o777)

@@ -6,8 +6,10 @@
 mod effective;
 mod environment;
 mod load;
+mod project;
 
 pub use self::environment::{ClientAddress, Environment, EnvironmentError, config_path};
+pub use self::project::{Layout, OnChange, ProjectConfig, ProjectedSecret, SIGNALS, TEMPORARY};
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -44,6 +46,8 @@ pub struct Config {
     pub server: ServerConfig,
     /// `[[listener]]`
     pub listeners: Vec<ListenerConfig>,
+    /// `[[project]]`
+    pub projects: Vec<ProjectConfig>,
     /// `[ops]`
     pub ops: OpsConfig,
     /// `[log]`
@@ -342,6 +346,7 @@ impl Default for Config {
                     allow_roles: Vec::new(),
                 },
             ],
+            projects: Vec::new(),
             ops: OpsConfig { tcp: Some(SocketAddr::from(([127, 0, 0, 1], 9273))) },
             log: LogConfig { format: LogFormat::Json, level: LogLevel::Info },
             groups: BTreeMap::new(),
@@ -409,6 +414,7 @@ mod tests {
         let expected = Config { groups: config.groups.clone(), ..Config::default() };
         let settled = |mut config: Config| {
             config.listeners = Config::default().listeners;
+            config.projects.clear();
             config.aws = AwsConfig::default();
             config.cache.preload.clear();
             config.cache.preload_tags.clear();
@@ -432,8 +438,10 @@ mod tests {
             .map(|(key, _)| key.to_owned())
             .filter(|key| !key.starts_with(|first: char| first.is_uppercase()))
             .collect();
-        let example = "[[listener]]\nunix = \"/x\"\n[[listener]]\ntcp = \"127.0.0.1:1\"\n[groups.x]\n";
-        let sections = ["source", "aws", "cache", "refresh", "server", "listener", "ops", "log", "groups"];
+        let example = "[[listener]]\nunix = \"/x\"\n[[listener]]\ntcp = \"127.0.0.1:1\"\n[[project]]\nsecrets = [{}]\n\
+                       [groups.x]\n";
+        let sections =
+            ["source", "aws", "cache", "refresh", "server", "listener", "project", "ops", "log", "groups"];
         let known: std::collections::BTreeSet<String> = Document::known_keys(example, load::config)
             .into_iter()
             .filter(|key| !sections.contains(&key.as_str()))

@@ -6,6 +6,7 @@
 
 mod arn;
 mod description;
+mod field;
 mod id;
 mod path;
 mod resolve;
@@ -14,6 +15,7 @@ mod version;
 
 pub use arn::{Arn, ArnError, is_region};
 pub use description::{DescribedTag, ReplicationStatus, RotationRules, SecretDescription};
+pub use field::Field;
 pub use id::{MAX_ID_BYTES, ReferenceError, SecretId};
 pub use path::{SecretPath, percent_decode};
 pub use resolve::{DEFAULT_GROUP, Group, Origin, Resolver, SecretKey, Unlisted, with_region};

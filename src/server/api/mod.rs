@@ -1,10 +1,9 @@
 //! The ways in over HTTP, one file each: they parse, resolve to a key, ask the gate and the cache, and
-//! render. `field` cuts one field out of a JSON secret, `metadata` renders a version as JSON, `query` reads
-//! parameters, `cache_status` tells where an answer comes from: for any of them.
+//! render. `metadata` renders a version as JSON, `query` reads parameters, `cache_status` tells where an answer
+//! comes from: for any of them.
 
 pub(super) mod agent;
 mod cache_status;
-mod field;
 mod metadata;
 pub(super) mod native;
 mod query;

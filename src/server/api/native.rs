@@ -10,13 +10,12 @@ use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 use tokio::time::Instant;
 
 use super::cache_status::{failed_status, note_source};
-use super::field::Field;
 use super::metadata::{DateForm, Metadata};
 use super::query::{self, QueryError};
 use crate::access::Gate;
 use crate::cache::{Answer, Demand, Held};
 use crate::net::Body;
-use crate::secret::{SecretPath, SecretVersion, VersionSelector};
+use crate::secret::{Field, SecretPath, SecretVersion, VersionSelector};
 use crate::server::Shared;
 use crate::server::headers::{HitHeaders, rendered};
 use crate::server::problem::Problem;

@@ -9,7 +9,7 @@ use zeroize::Zeroizing;
 
 /// Which part of a JSON document is meant.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Field {
+pub struct Field {
     /// The reference tokens, outermost first. Never empty.
     path: Vec<String>,
     /// As it was asked for.
@@ -18,7 +18,7 @@ pub(super) struct Field {
 
 impl Field {
     /// A key, or a pointer if `text` starts with `/`; `None` for an empty text or a bad escape.
-    pub(super) fn parse(text: &str) -> Option<Self> {
+    pub fn parse(text: &str) -> Option<Self> {
         let path = match text.strip_prefix('/') {
             Some(pointer) => pointer.split('/').map(unescape).collect::<Option<_>>()?,
             None if text.is_empty() => return None,
@@ -28,13 +28,13 @@ impl Field {
     }
 
     /// As it was asked for.
-    pub(super) fn as_str(&self) -> &str {
+    pub fn as_str(&self) -> &str {
         &self.text
     }
 
     /// The field's value: a string's own characters, anything else as the JSON text that it is, to the
     /// letter. `None` if the secret is not JSON or has no such field.
-    pub(super) fn of(&self, secret: &[u8]) -> Option<Bytes> {
+    pub fn of(&self, secret: &[u8]) -> Option<Bytes> {
         let mut json: &RawValue = serde_json::from_slice(secret).ok()?;
         for token in &self.path {
             json = step(json, token)?;

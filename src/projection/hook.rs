@@ -1,0 +1,83 @@
+//! What is done after files have changed: a program is run, or a signal sent. Once for changes that come together, and
+//! never two at a time.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Stdio;
+use std::sync::Arc;
+use std::time::Duration;
+
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use tokio::process::Command;
+use tokio::sync::Notify;
+use tokio::task::AbortHandle;
+use tokio::time::{sleep, timeout};
+
+/// Changes that come within this time are one.
+const LINGER: Duration = Duration::from_millis(200);
+
+/// The longest that a program may run.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+/// What is done after a change.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Hook {
+    /// A program is run, directly: its path and its arguments.
+    Command(Vec<String>),
+    /// A signal, such as `HUP`, is sent to the process whose number is in a file.
+    Signal {
+        /// Its name without `SIG`.
+        name: &'static str,
+        /// The file.
+        pid_file: PathBuf,
+    },
+}
+
+/// Waits for changes, and does what is to be done. The first value tells it of one.
+pub(super) fn start(hook: Option<Hook>, dir: &Path) -> (Arc<Notify>, AbortHandle) {
+    let changed = Arc::new(Notify::new());
+    let (heard, dir) = (Arc::clone(&changed), dir.to_owned());
+    let task = tokio::spawn(async move {
+        let Some(hook) = hook else { return };
+        loop {
+            heard.notified().await;
+            sleep(LINGER).await;
+            if let Err(error) = hook.run().await {
+                tracing::warn!(dir = %dir.display(), error, "what is to be done after a change failed");
+            }
+        }
+    });
+    (changed, task.abort_handle())
+}
+
+impl Hook {
+    async fn run(&self) -> Result<(), String> {
+        match self {
+            Self::Command(words) => {
+                let (program, arguments) = words.split_first().ok_or("no program")?;
+                let mut command = Command::new(program);
+                command.args(arguments).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+                let mut child =
+                    command.kill_on_drop(true).spawn().map_err(|error| format!("{program}: {error}"))?;
+                match timeout(PATIENCE, child.wait()).await {
+                    Ok(Ok(status)) if status.success() => Ok(()),
+                    Ok(Ok(status)) => Err(format!("{program}: {status}")),
+                    Ok(Err(error)) => Err(format!("{program}: {error}")),
+                    Err(_) => Err(format!("{program} was ended, since it ran for {} s", PATIENCE.as_secs())),
+                }
+            }
+            Self::Signal { name, pid_file } => {
+                let place = pid_file.display();
+                let text = fs::read_to_string(pid_file).map_err(|error| format!("{place}: {error}"))?;
+                let pid: i32 =
+                    text.trim().parse().map_err(|_| format!("{place} holds no number of a process"))?;
+                if pid <= 1 {
+                    return Err(format!("{place} names process {pid}, which gets no signals from here"));
+                }
+                let signal: Signal = format!("SIG{name}").parse().map_err(|_| "unknown signal".to_owned())?;
+                kill(Pid::from_raw(pid), signal).map_err(|error| format!("process {pid}: {error}"))
+            }
+        }
+    }
+}

@@ -1,0 +1,427 @@
+//! Secrets as files: one task a directory, which waits for other versions and writes them. For programs that know
+//! nothing but files.
+//!
+//! - `write` makes files that nobody sees half done.
+//! - `hook` does what is to be done after a change.
+//!
+//! A revoked secret's file is removed; while AWS fails, it stays. Files stay when the process ends, so that readers
+//! outlast its restart.
+
+mod hook;
+mod write;
+
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use nix::sys::statfs::{FsType, TMPFS_MAGIC, statfs};
+use tokio::sync::{mpsc, oneshot, watch};
+use tokio::task::{JoinSet, spawn_blocking};
+use tokio::time::{Instant, sleep, sleep_until, timeout};
+
+pub use self::hook::Hook;
+
+use crate::cache::{Cache, Demand, ReadError};
+use crate::metrics::ProjectionMetrics;
+use crate::net::Ownership;
+use crate::secret::{Field, SecretKey, SecretVersion};
+use crate::source::ErrorClass;
+
+/// The longest wait for another version before it is asked anew; only bounds a defect.
+const WAIT: Duration = Duration::from_mins(10);
+
+/// After a refusal it is looked again whether the secret has come back; jittered by half.
+const REFUSED_PAUSE: Duration = Duration::from_secs(15);
+
+/// After a failure; doubles up to the longest.
+const FIRST_PAUSE: Duration = Duration::from_secs(1);
+const LONGEST_PAUSE: Duration = Duration::from_secs(30);
+
+/// Changes that come within this time are switched together.
+const LINGER: Duration = Duration::from_millis(100);
+
+/// How long a set of files is kept after another took its place, for those who had looked it up.
+const KEPT_FOR: Duration = Duration::from_secs(1);
+
+/// The magic number of ramfs, which has no name in the system's headers.
+const RAMFS_MAGIC: FsType = FsType(0x8584_58f6);
+
+/// One directory of files.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Project {
+    /// The directory.
+    pub dir: PathBuf,
+    /// What is written there.
+    pub files: Vec<ProjectedFile>,
+    /// The files' mode, owner and group.
+    pub owner: Ownership,
+    /// Whether all change in one step.
+    pub together: bool,
+    /// What is done after a change.
+    pub hook: Option<Hook>,
+}
+
+/// One file.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ProjectedFile {
+    /// Where it lies below the directory.
+    pub target: PathBuf,
+    /// What it holds.
+    pub key: SecretKey,
+    /// Which part of that.
+    pub field: Option<Field>,
+}
+
+/// Keeps the files of all projects; what is wanted may change. Calls `ready` once all files have been tried or
+/// `patience` is over. Returns only if a task of it fails.
+pub async fn run(
+    cache: Cache,
+    mut wanted: watch::Receiver<Vec<Project>>,
+    metrics: ProjectionMetrics,
+    patience: Duration,
+    ready: impl FnOnce() + Send + 'static,
+) {
+    let mut running: Vec<Running> = Vec::new();
+    let mut tasks = JoinSet::new();
+    let first = wanted.borrow_and_update().clone();
+    let mut tried = Vec::new();
+    for project in first {
+        tried.push(start(project, &cache, &metrics, &mut running, &mut tasks));
+    }
+    tokio::spawn(async move {
+        let all = async {
+            for tried in tried {
+                // An error means that the project was taken out again.
+                let _ = tried.await;
+            }
+        };
+        if timeout(patience, all).await.is_err() {
+            tracing::warn!("not all projected files could be written in time; trying on");
+        }
+        ready();
+    });
+    loop {
+        tokio::select! {
+            changed = wanted.changed() => {
+                if changed.is_err() {
+                    // Nobody is left who could want something else.
+                    std::future::pending::<()>().await;
+                }
+                let next = wanted.borrow_and_update().clone();
+                replace(next, &cache, &metrics, &mut running, &mut tasks).await;
+            }
+            Some(ended) = tasks.join_next() => {
+                // One that was told to end is no longer among those that run.
+                let ended = ended.ok();
+                if ended.is_none_or(|dir| running.iter().any(|running| running.project.dir == dir)) {
+                    return;
+                }
+            }
+        }
+    }
+}
+
+/// A project whose files are kept.
+struct Running {
+    project: Project,
+    /// Dropped to end it.
+    stop: oneshot::Sender<()>,
+    /// Answers when it has ended.
+    ended: oneshot::Receiver<()>,
+}
+
+fn start(
+    project: Project,
+    cache: &Cache,
+    metrics: &ProjectionMetrics,
+    running: &mut Vec<Running>,
+    tasks: &mut JoinSet<PathBuf>,
+) -> oneshot::Receiver<()> {
+    let (stop, stopped) = oneshot::channel();
+    let (ending, ended) = oneshot::channel();
+    let (trying, tried) = oneshot::channel();
+    let keeper = Keeper::new(project.clone(), cache.clone(), metrics.clone());
+    let dir = project.dir.clone();
+    tasks.spawn(async move {
+        keeper.keep(trying, stopped).await;
+        drop(ending);
+        dir
+    });
+    running.push(Running { project, stop, ended });
+    tried
+}
+
+/// Ends what is no longer wanted, removes its files, and starts what is new.
+async fn replace(
+    wanted: Vec<Project>,
+    cache: &Cache,
+    metrics: &ProjectionMetrics,
+    running: &mut Vec<Running>,
+    tasks: &mut JoinSet<PathBuf>,
+) {
+    let (kept, outdated): (Vec<_>, Vec<_>) =
+        running.drain(..).partition(|running| wanted.contains(&running.project));
+    *running = kept;
+    for Running { project, stop, ended } in outdated {
+        drop(stop);
+        let _ = ended.await;
+        let still =
+            wanted.iter().filter(|other| other.dir == project.dir && other.together == project.together);
+        let still: Vec<PathBuf> =
+            still.flat_map(|other| &other.files).map(|file| file.target.clone()).collect();
+        let removing = spawn_blocking(move || {
+            for file in project.files.iter().filter(|file| !still.contains(&file.target)) {
+                if let Err(error) = write::remove(&project.dir, &file.target) {
+                    tracing::warn!(dir = %project.dir.display(), file = %file.target.display(), %error, "a file cannot be removed");
+                }
+            }
+        });
+        let _ = removing.await;
+    }
+    for project in wanted {
+        if !running.iter().any(|running| running.project == project) {
+            drop(start(project, cache, metrics, running, tasks));
+        }
+    }
+}
+
+/// What is known of one file's secret.
+#[derive(Debug, Clone)]
+enum Content {
+    /// Nothing yet, or nothing that counts: AWS fails.
+    Unknown,
+    /// A version.
+    Version(Arc<SecretVersion>),
+    /// It is gone or forbidden.
+    Gone,
+}
+
+/// What a watcher has to say of its file.
+struct News {
+    index: usize,
+    /// `None`: it was tried in vain.
+    content: Option<Content>,
+}
+
+/// Keeps the files of one project.
+struct Keeper {
+    project: Arc<Project>,
+    cache: Cache,
+    metrics: ProjectionMetrics,
+    contents: Vec<Content>,
+    tried: Vec<bool>,
+    /// A set has been published, or every file has been tried: what comes after is a change.
+    is_settled: bool,
+}
+
+impl Keeper {
+    fn new(project: Project, cache: Cache, metrics: ProjectionMetrics) -> Self {
+        let count = project.files.len();
+        let contents = vec![Content::Unknown; count];
+        Self {
+            project: Arc::new(project),
+            cache,
+            metrics,
+            contents,
+            tried: vec![false; count],
+            is_settled: false,
+        }
+    }
+
+    /// Until `stopped` resolves. `trying` is told once every file has been tried.
+    async fn keep(mut self, trying: oneshot::Sender<()>, mut stopped: oneshot::Receiver<()>) {
+        let project = Arc::clone(&self.project);
+        let prepared = spawn_blocking(move || prepare(&project.dir)).await;
+        if let Ok(Err(error)) = prepared {
+            tracing::warn!(dir = %self.project.dir.display(), %error, "a directory for secrets cannot be made");
+        }
+        let (telling, mut news) = mpsc::channel(16);
+        let mut watchers = JoinSet::new();
+        for (index, file) in self.project.files.iter().enumerate() {
+            watchers.spawn(watch(self.cache.clone(), file.key.clone(), index, telling.clone()));
+        }
+        drop(telling);
+        let (hurry, hook) = hook::start(self.project.hook.clone(), &self.project.dir);
+        let mut trying = Some(trying);
+        let mut switch_at: Option<Instant> = None;
+        let mut sweep_at: Option<Instant> = None;
+        loop {
+            tokio::select! {
+                biased;
+                // Sent or dropped, it means the end.
+                _ = &mut stopped => break,
+                told = news.recv() => {
+                    let Some(News { index, content }) = told else { break };
+                    self.tried[index] = true;
+                    if let Some(content) = content {
+                        self.contents[index] = content;
+                        if self.project.together {
+                            switch_at = Some(Instant::now() + LINGER);
+                        } else if self.write(index).await && self.is_settled {
+                            hurry.notify_one();
+                        }
+                    }
+                    if self.tried.iter().all(|tried| *tried) && !self.project.together {
+                        self.settle(&mut trying);
+                    } else if self.tried.iter().all(|tried| *tried) && switch_at.is_none() {
+                        self.settle(&mut trying);
+                    }
+                }
+                () = sleep_until(switch_at.unwrap_or_else(Instant::now)), if switch_at.is_some() => {
+                    switch_at = None;
+                    if self.switch().await {
+                        sweep_at = Some(Instant::now() + KEPT_FOR);
+                        if self.is_settled {
+                            hurry.notify_one();
+                        }
+                        self.is_settled = true;
+                    }
+                    if self.tried.iter().all(|tried| *tried) {
+                        self.settle(&mut trying);
+                    }
+                }
+                () = sleep_until(sweep_at.unwrap_or_else(Instant::now)), if sweep_at.is_some() => {
+                    sweep_at = None;
+                    let project = Arc::clone(&self.project);
+                    let _ = spawn_blocking(move || write::sweep(&project.dir)).await;
+                }
+            }
+        }
+        hook.abort();
+    }
+
+    fn settle(&mut self, trying: &mut Option<oneshot::Sender<()>>) {
+        self.is_settled = true;
+        if let Some(trying) = trying.take() {
+            let _ = trying.send(());
+        }
+    }
+
+    /// Writes or removes one file; true if that changed it.
+    async fn write(&self, index: usize) -> bool {
+        let Some(file) = self.project.files.get(index) else { return false };
+        let content = self.content(index);
+        let (project, target) = (Arc::clone(&self.project), file.target.clone());
+        let is_removal = content.is_none();
+        let written = spawn_blocking(move || match content {
+            Some(content) => write::put(&project.dir, &target, &content, project.owner),
+            None => write::remove(&project.dir, &target),
+        });
+        let result = if is_removal { "removed" } else { "written" };
+        self.note(
+            result,
+            written.await.unwrap_or_else(|_| Err(io::Error::other("panicked"))),
+            Some(&file.target),
+        )
+    }
+
+    /// Makes and switches to a new set, once everything is known; true if that was done.
+    async fn switch(&self) -> bool {
+        if self.contents.iter().any(|content| matches!(content, Content::Unknown)) {
+            return false;
+        }
+        let contents: Vec<Option<Bytes>> =
+            (0..self.contents.len()).map(|index| self.content(index)).collect();
+        let project = Arc::clone(&self.project);
+        let switched = spawn_blocking(move || {
+            let files: Vec<(&Path, &[u8])> = project
+                .files
+                .iter()
+                .zip(&contents)
+                .filter_map(|(file, content)| Some((file.target.as_path(), content.as_deref()?)))
+                .collect();
+            write::switch(&project.dir, &files, project.owner).map(|()| true)
+        });
+        self.note("written", switched.await.unwrap_or_else(|_| Err(io::Error::other("panicked"))), None)
+    }
+
+    /// The bytes that belong into a file; `None` if it is not to be there.
+    fn content(&self, index: usize) -> Option<Bytes> {
+        let file = self.project.files.get(index)?;
+        let Some(Content::Version(version)) = self.contents.get(index) else { return None };
+        let exposed = version.value.expose();
+        let Some(field) = &file.field else { return Some(exposed.clone()) };
+        let found = field.of(exposed);
+        if found.is_none() {
+            let (secret, field) = (&file.key.id, field.as_str());
+            tracing::warn!(%secret, field, "a projected secret has no such field; its file is removed");
+        }
+        found
+    }
+
+    /// Counts and logs what became of a change; true if files are other than before.
+    fn note(&self, result: &'static str, done: io::Result<bool>, target: Option<&Path>) -> bool {
+        let dir = self.project.dir.display();
+        let file = target.map(|target| target.display().to_string());
+        match done {
+            Ok(changed) => {
+                if changed {
+                    self.metrics.wrote(result);
+                    tracing::info!(%dir, file, result, "projected");
+                }
+                changed
+            }
+            Err(error) => {
+                self.metrics.wrote("failed");
+                tracing::error!(%dir, file, %error, "a secret cannot be written to its file");
+                false
+            }
+        }
+    }
+}
+
+/// Waits for other versions of a secret and tells of them, for as long as somebody listens.
+async fn watch(cache: Cache, key: SecretKey, index: usize, telling: mpsc::Sender<News>) {
+    let mut known: Option<String> = None;
+    let mut pause = FIRST_PAUSE;
+    loop {
+        let is_known = |id: &str| known.as_deref() == Some(id);
+        let until = Instant::now() + WAIT;
+        let demand = Demand::default();
+        let read = cache.read_next(&key, &demand, until, |held| is_known(&held.version.version_id)).await;
+        let (content, rest) = match read {
+            Ok(answer) => {
+                pause = FIRST_PAUSE;
+                let version = &answer.held.version;
+                if is_known(&version.version_id) {
+                    continue;
+                }
+                known = Some(version.version_id.clone());
+                (Some(Content::Version(Arc::clone(version))), Duration::ZERO)
+            }
+            Err(ReadError::Source { error, .. }) if error.class() == ErrorClass::Authoritative => {
+                let was_there = known.take().is_some();
+                if was_there {
+                    tracing::warn!(secret = %key.id, reason = error.kind(), "a projected secret is gone; its file is removed");
+                }
+                (Some(Content::Gone), REFUSED_PAUSE)
+            }
+            Err(error) => {
+                tracing::debug!(secret = %key.id, %error, "a projected secret cannot be read; trying on");
+                let rest = pause;
+                pause = (pause * 2).min(LONGEST_PAUSE);
+                (None, rest)
+            }
+        };
+        if telling.send(News { index, content }).await.is_err() {
+            return;
+        }
+        sleep(rest.mul_f64(0.5 + fastrand::f64())).await;
+    }
+}
+
+/// Makes the directory, removes what was left half written, and warns where values would reach a disk.
+fn prepare(dir: &Path) -> io::Result<()> {
+    write::make_root(dir)?;
+    write::clean(dir);
+    let kind = statfs(dir)?.filesystem_type();
+    if kind != TMPFS_MAGIC && kind != RAMFS_MAGIC {
+        tracing::warn!(
+            dir = %dir.display(),
+            "secrets are written to a directory that is not a memory file system; mount a tmpfs there"
+        );
+    }
+    Ok(())
+}

@@ -1,0 +1,335 @@
+//! Files that a reader never sees half done: written beside their place and renamed into it; or a whole set of
+//! them, switched by renaming one symlink, as Kubernetes does for its volumes.
+//!
+//! Nothing is written through a symlink.
+
+use std::collections::BTreeSet;
+use std::fs::{self, DirBuilder, File, OpenOptions, Permissions};
+use std::io::{self, ErrorKind, Read, Write};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt, fchown, symlink};
+use std::path::{Component, Path};
+
+use zeroize::Zeroizing;
+
+use crate::config::TEMPORARY;
+use crate::net::Ownership;
+
+/// Mode of the directories that are made.
+const DIRECTORY: u32 = 0o755;
+
+/// The symlink that leads to the set of files in force.
+const CURRENT: &str = "..data";
+
+/// Puts `content` at `target` below `root`; false if it is there already.
+pub(super) fn put(root: &Path, target: &Path, content: &[u8], owner: Ownership) -> io::Result<bool> {
+    let directory = make_directories(root, target)?;
+    let name = target.file_name().ok_or(ErrorKind::InvalidInput)?;
+    let place = directory.join(name);
+    if holds(&place, content, owner.mode)? {
+        return Ok(false);
+    }
+    let temporary = directory.join(format!("{TEMPORARY}{:016x}", fastrand::u64(..)));
+    let written = write(&temporary, content, owner).and_then(|()| fs::rename(&temporary, &place));
+    if written.is_err() {
+        let _ = fs::remove_file(&temporary);
+    }
+    written.map(|()| true)
+}
+
+fn write(path: &Path, content: &[u8], owner: Ownership) -> io::Result<()> {
+    let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(path)?;
+    file.write_all(content)?;
+    if owner.uid.is_some() || owner.gid.is_some() {
+        fchown(&file, owner.uid, owner.gid)?;
+    }
+    file.set_permissions(Permissions::from_mode(owner.mode))
+}
+
+/// Whether a regular file with this content and mode is there. Anything but a file or nothing is an error.
+fn holds(place: &Path, content: &[u8], mode: u32) -> io::Result<bool> {
+    let found = match fs::symlink_metadata(place) {
+        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(false),
+        found => found?,
+    };
+    if found.is_dir() {
+        return Err(io::Error::new(ErrorKind::IsADirectory, "a directory lies where the file belongs"));
+    }
+    let may_be = found.is_file()
+        && found.permissions().mode() & 0o777 == mode
+        && found.len() == u64::try_from(content.len()).unwrap_or(u64::MAX);
+    if !may_be {
+        return Ok(false);
+    }
+    let mut there = Zeroizing::new(Vec::with_capacity(content.len() + 1));
+    File::open(place)?.read_to_end(&mut there)?;
+    Ok(*there == content)
+}
+
+/// Makes `root` and what of `target`'s directories is missing; none of them may be a symlink, but `root` itself.
+fn make_directories(root: &Path, target: &Path) -> io::Result<std::path::PathBuf> {
+    make_root(root)?;
+    let mut directory = root.to_owned();
+    for part in target.parent().into_iter().flat_map(Path::components) {
+        let Component::Normal(name) = part else { return Err(ErrorKind::InvalidInput.into()) };
+        directory.push(name);
+        make_directory(&directory)?;
+        if !fs::symlink_metadata(&directory)?.is_dir() {
+            let what = format!("{} is no directory, and is left as it is", directory.display());
+            return Err(io::Error::new(ErrorKind::NotADirectory, what));
+        }
+    }
+    Ok(directory)
+}
+
+pub(super) fn make_root(root: &Path) -> io::Result<()> {
+    for directory in root.ancestors().collect::<Vec<_>>().into_iter().rev() {
+        make_directory(directory)?;
+    }
+    Ok(())
+}
+
+/// Whatever the umask is, others may enter.
+fn make_directory(directory: &Path) -> io::Result<()> {
+    match DirBuilder::new().mode(DIRECTORY).create(directory) {
+        Ok(()) => fs::set_permissions(directory, Permissions::from_mode(DIRECTORY)),
+        Err(_) if directory.is_dir() => Ok(()),
+        Err(error) => Err(error),
+    }
+}
+
+/// Removes a file, and the directories above it that are empty then; false if there is none.
+pub(super) fn remove(root: &Path, target: &Path) -> io::Result<bool> {
+    let removed = match fs::remove_file(root.join(target)) {
+        Err(error) if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory) => false,
+        removed => removed.map(|()| true)?,
+    };
+    for directory in target.ancestors().skip(1).take_while(|path| !path.as_os_str().is_empty()) {
+        if fs::remove_dir(root.join(directory)).is_err() {
+            break;
+        }
+    }
+    Ok(removed)
+}
+
+/// Removes what an earlier process left half written below `root`.
+pub(super) fn clean(root: &Path) {
+    for entry in fs::read_dir(root).into_iter().flatten().flatten() {
+        let Ok(kind) = entry.file_type() else { continue };
+        if entry.file_name().to_string_lossy().starts_with(TEMPORARY) {
+            let _ = fs::remove_file(entry.path());
+        } else if kind.is_dir() {
+            clean(&entry.path());
+        }
+    }
+}
+
+/// Makes a new set of files and switches to it in one step. The set before stays until [`sweep`], for those who have
+/// looked the old link up already.
+pub(super) fn switch(root: &Path, files: &[(&Path, &[u8])], owner: Ownership) -> io::Result<()> {
+    make_root(root)?;
+    let set = format!("..{:016x}", fastrand::u64(..));
+    let directory = root.join(&set);
+    make_directory(&directory)?;
+    let made = (|| {
+        for (target, content) in files {
+            put(&directory, target, content, owner)?;
+        }
+        relink(root, CURRENT, Path::new(&set))
+    })();
+    if made.is_err() {
+        let _ = fs::remove_dir_all(&directory);
+        return made;
+    }
+    let tops: BTreeSet<_> = files.iter().filter_map(|(target, _)| target.components().next()).collect();
+    for top in &tops {
+        let leads_to = Path::new(CURRENT).join(top);
+        let name = top.as_os_str();
+        match fs::symlink_metadata(root.join(name)) {
+            Ok(found) if !found.is_symlink() => {
+                let what = format!("{} lies where a link to the set belongs", root.join(name).display());
+                return Err(io::Error::new(ErrorKind::AlreadyExists, what));
+            }
+            Ok(_) if fs::read_link(root.join(name))? == leads_to => {}
+            _ => relink(root, &name.to_string_lossy(), &leads_to)?,
+        }
+    }
+    for entry in fs::read_dir(root)?.flatten() {
+        let is_ours = fs::read_link(entry.path()).is_ok_and(|to| to.starts_with(CURRENT));
+        if is_ours && !tops.contains(&Component::Normal(&entry.file_name())) {
+            fs::remove_file(entry.path())?;
+        }
+    }
+    Ok(())
+}
+
+/// Has the link `name` lead elsewhere, in one step.
+fn relink(root: &Path, name: &str, to: &Path) -> io::Result<()> {
+    let temporary = root.join(format!("{TEMPORARY}{:016x}", fastrand::u64(..)));
+    symlink(to, &temporary)?;
+    fs::rename(&temporary, root.join(name)).inspect_err(|_| drop(fs::remove_file(&temporary)))
+}
+
+/// Removes all sets but the one in force.
+pub(super) fn sweep(root: &Path) -> io::Result<()> {
+    let current = fs::read_link(root.join(CURRENT))?;
+    for entry in fs::read_dir(root)?.flatten() {
+        let name = entry.file_name();
+        let is_set = name
+            .to_string_lossy()
+            .strip_prefix("..")
+            .is_some_and(|rest| rest.len() == 16 && rest.bytes().all(|byte| byte.is_ascii_hexdigit()));
+        if is_set && Path::new(&name) != current {
+            fs::remove_dir_all(entry.path())?;
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::MetadataExt;
+    use std::sync::Arc;
+    use std::sync::atomic::{AtomicBool, Ordering};
+    use std::thread;
+
+    use super::*;
+
+    const PUBLIC: Ownership = Ownership { mode: 0o444, uid: None, gid: None };
+
+    fn mode(path: &Path) -> u32 {
+        fs::metadata(path).unwrap().mode() & 0o777
+    }
+
+    #[test]
+    fn a_file_has_its_content_and_mode_and_is_not_written_again_without_need() {
+        let directory = tempfile::tempdir().unwrap();
+        let root = directory.path().join("made/here");
+        let target = Path::new("group/key");
+        assert!(put(&root, target, b"one", PUBLIC).unwrap());
+        assert_eq!(fs::read(root.join(target)).unwrap(), b"one");
+        assert_eq!((mode(&root.join(target)), mode(&root.join("group")), mode(&root)), (0o444, 0o755, 0o755));
+        let before = fs::metadata(root.join(target)).unwrap().ino();
+        assert!(!put(&root, target, b"one", PUBLIC).unwrap());
+        assert_eq!(fs::metadata(root.join(target)).unwrap().ino(), before);
+        assert!(put(&root, target, b"two", PUBLIC).unwrap());
+        assert!(put(&root, target, b"two", Ownership { mode: 0o400, ..PUBLIC }).unwrap(), "another mode");
+        assert_eq!(fs::read_dir(root.join("group")).unwrap().count(), 1, "nothing is left beside it");
+        assert!(remove(&root, target).unwrap() && !root.join("group").exists() && root.exists());
+        assert!(!remove(&root, target).unwrap());
+    }
+
+    #[test]
+    fn nothing_is_written_through_a_link_or_over_a_directory() {
+        let directory = tempfile::tempdir().unwrap();
+        let (root, elsewhere) = (directory.path().join("root"), directory.path().join("elsewhere"));
+        fs::create_dir_all(&elsewhere).unwrap();
+        fs::create_dir_all(root.join("folder")).unwrap();
+        symlink(&elsewhere, root.join("group")).unwrap();
+        assert!(put(&root, Path::new("group/key"), b"x", PUBLIC).is_err());
+        assert_eq!(fs::read_dir(&elsewhere).unwrap().count(), 0);
+        fs::write(elsewhere.join("precious"), "p").unwrap();
+        symlink(elsewhere.join("precious"), root.join("link")).unwrap();
+        put(&root, Path::new("link"), b"x", PUBLIC).unwrap();
+        assert_eq!(
+            fs::read(elsewhere.join("precious")).unwrap(),
+            b"p",
+            "the link was replaced, not followed"
+        );
+        assert!(put(&root, Path::new("folder"), b"x", PUBLIC).is_err());
+    }
+
+    #[test]
+    fn what_was_left_half_written_is_removed() {
+        let directory = tempfile::tempdir().unwrap();
+        fs::create_dir(directory.path().join("group")).unwrap();
+        for name in [".smcached-1", "group/.smcached-2", "group/kept"] {
+            fs::write(directory.path().join(name), "x").unwrap();
+        }
+        clean(directory.path());
+        assert!(directory.path().join("group/kept").exists());
+        assert_eq!(fs::read_dir(directory.path().join("group")).unwrap().count(), 1);
+        assert_eq!(fs::read_dir(directory.path()).unwrap().count(), 1);
+    }
+
+    /// A value whose every byte tells which it is, of a length that tells it too.
+    fn content(round: usize) -> Vec<u8> {
+        vec![b'a' + u8::try_from(round % 26).unwrap(); 1000 + round % 26 * 500]
+    }
+
+    fn is_whole(read: &[u8]) -> bool {
+        (0..26).any(|round| read == content(round))
+    }
+
+    #[test]
+    fn a_reader_in_a_loop_never_sees_a_short_empty_or_mixed_file_over_ten_thousand_rotations() {
+        let directory = tempfile::tempdir().unwrap();
+        let root = directory.path().to_owned();
+        let target = Path::new("group/key");
+        put(&root, target, &content(0), PUBLIC).unwrap();
+        let ended = Arc::new(AtomicBool::new(false));
+        let reader = thread::spawn({
+            let (path, ended) = (root.join(target), Arc::clone(&ended));
+            move || {
+                let mut reads = 0;
+                while !ended.load(Ordering::Relaxed) {
+                    let read = fs::read(&path).expect("the file is always there");
+                    assert!(is_whole(&read), "{} bytes, mixed or short", read.len());
+                    reads += 1;
+                }
+                reads
+            }
+        });
+        for round in 1..=10_000 {
+            assert!(put(&root, target, &content(round), PUBLIC).unwrap());
+        }
+        ended.store(true, Ordering::Relaxed);
+        assert!(reader.join().unwrap() > 1000);
+    }
+
+    #[test]
+    fn a_set_is_switched_as_a_whole_and_old_ones_are_swept() {
+        let directory = tempfile::tempdir().unwrap();
+        let root = directory.path().to_owned();
+        let publish = |round: usize, names: &[&str]| {
+            let value = content(round);
+            let files: Vec<_> = names.iter().map(|name| (Path::new(name), value.as_slice())).collect();
+            switch(&root, &files, PUBLIC).unwrap();
+        };
+        publish(0, &["a", "group/b"]);
+        let ended = Arc::new(AtomicBool::new(false));
+        let reader = thread::spawn({
+            let (root, ended) = (root.clone(), Arc::clone(&ended));
+            move || {
+                let mut reads = 0;
+                while !ended.load(Ordering::Relaxed) {
+                    // Through one look at the link, both are of one set.
+                    let set = root.join(fs::read_link(root.join(CURRENT)).unwrap());
+                    let (Ok(a), Ok(b)) = (fs::read(set.join("a")), fs::read(set.join("group/b"))) else {
+                        continue;
+                    };
+                    assert!(is_whole(&a) && a == b, "two files of one set differ");
+                    assert!(is_whole(&fs::read(root.join("a")).unwrap()));
+                    reads += 1;
+                }
+                reads
+            }
+        });
+        for round in 1..=1000 {
+            publish(round, &["a", "group/b"]);
+            if round % 50 == 0 {
+                sweep(&root).unwrap();
+            }
+        }
+        ended.store(true, Ordering::Relaxed);
+        assert!(reader.join().unwrap() > 100);
+        publish(7, &["group/b"]);
+        sweep(&root).unwrap();
+        assert!(!root.join("a").exists() && fs::symlink_metadata(root.join("a")).is_err());
+        assert_eq!(fs::read(root.join("group/b")).unwrap(), content(7));
+        assert_eq!(
+            fs::read_dir(&root).unwrap().count(),
+            3,
+            "the set, the link to it, and one link for readers"
+        );
+    }
+}
