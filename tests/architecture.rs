@@ -43,7 +43,7 @@ const ARROWS: &[(&str, &[&str])] = &[
 /// Crates that only some modules may know.
 const CONFINED: &[(&str, &[&str])] = &[
     ("aws_", &["source/aws"]),
-    ("hyper", &["net", "server", "ops", "cli/get.rs"]),
+    ("hyper", &["net", "server", "ops"]),
     ("http_body_util", &["net", "server", "ops"]),
     ("moka", &["cache/store.rs", "cache/refusals.rs"]),
     ("toml", &["config", "document.rs"]),

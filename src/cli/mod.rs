@@ -1,9 +1,12 @@
 //! The command line: one file a command. This is where text goes to standard output and error.
 
+mod backoff;
 mod check;
+mod daemon;
 mod get;
 mod healthcheck;
 mod serve;
+mod watch;
 
 use std::path::PathBuf;
 use std::process::ExitCode;

@@ -8,7 +8,7 @@ mod listener;
 mod ownership;
 mod unix;
 
-pub use client::{ClientError, Endpoint, fetch};
+pub use client::{ClientError, Endpoint, PATIENCE, fetch};
 pub use connection::{ConnectionLimits, Service, serve};
 pub use listener::{BindError, Listener};
 pub use ownership::{Ownership, UnknownOwner};
