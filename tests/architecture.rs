@@ -37,7 +37,7 @@ const ARROWS: &[(&str, &[&str])] = &[
             "source",
         ],
     ),
-    ("cli", &["app", "config", "net", "telemetry"]),
+    ("cli", &["app", "config", "net", "secret", "telemetry"]),
 ];
 
 /// Crates that only some modules may know.
@@ -48,7 +48,7 @@ const CONFINED: &[(&str, &[&str])] = &[
     ("moka", &["cache/store.rs", "cache/refusals.rs"]),
     ("toml", &["config", "document.rs"]),
     ("clap", &["cli", "main.rs"]),
-    ("nix", &["net"]),
+    ("nix", &["net", "cli/exec"]),
     ("tracing_subscriber", &["telemetry.rs"]),
     ("prometheus", &["metrics.rs", "net"]),
 ];

@@ -67,16 +67,20 @@ pub(super) struct Daemon {
     environment: Environment,
 }
 
-/// What a daemon says to those who may read a secret. Not printable: it holds the value.
+/// A version of a secret. Not printable.
+#[derive(PartialEq, Eq)]
+pub(super) struct Version {
+    /// The value's bytes.
+    pub(super) value: Bytes,
+    /// The entity tag; empty if there is none.
+    pub(super) etag: String,
+}
+
+/// What a daemon says to those who may read a secret.
 #[derive(PartialEq, Eq)]
 pub(super) enum Reply {
-    /// The secret, and the entity tag of its version.
-    Value {
-        /// Its bytes.
-        value: Bytes,
-        /// Empty if there is none.
-        etag: String,
-    },
+    /// Another version than the caller has.
+    Version(Version),
     /// Still the version that the caller has.
     Unchanged,
 }
@@ -129,17 +133,35 @@ impl Daemon {
     }
 
     /// One request for a secret, with the patience of any read.
-    pub(super) async fn read(&self, target: &Target) -> Result<Reply, Failure> {
-        self.read_unless(target, None, PATIENCE).await
+    pub(super) async fn read(&self, target: &Target) -> Result<Version, Failure> {
+        self.read_within(target, PATIENCE).await
+    }
+
+    /// One request for a secret, with this patience.
+    pub(super) async fn read_within(&self, target: &Target, patience: Duration) -> Result<Version, Failure> {
+        match self.ask(target, None, patience).await? {
+            Reply::Version(version) => Ok(version),
+            // Nothing was said of a version that is known.
+            Reply::Unchanged => Err(Failure::Refused(Refusal {
+                status: 304,
+                problem: None,
+                is_ours: true,
+                retry_after: None,
+            })),
+        }
     }
 
     /// One request for a secret, unless its version is the one with this entity tag.
     pub(super) async fn read_unless(
         &self,
         target: &Target,
-        etag: Option<&str>,
+        etag: &str,
         patience: Duration,
     ) -> Result<Reply, Failure> {
+        self.ask(target, Some(etag), patience).await
+    }
+
+    async fn ask(&self, target: &Target, etag: Option<&str>, patience: Duration) -> Result<Reply, Failure> {
         // Read each time, since a daemon that starts anew may have made another.
         let token = match &self.endpoint {
             Endpoint::Unix(_) => None,
@@ -153,7 +175,8 @@ impl Daemon {
         let has_status = header("cache-status").is_some_and(|status| status.starts_with("smcached"));
         match head.status.as_u16() {
             200 if has_status => {
-                Ok(Reply::Value { value: body, etag: header("etag").unwrap_or_default().to_owned() })
+                let etag = header("etag").unwrap_or_default().to_owned();
+                Ok(Reply::Version(Version { value: body, etag }))
             }
             304 if has_status => Ok(Reply::Unchanged),
             status => Err(Failure::Refused(Refusal {

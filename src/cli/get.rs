@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use bytes::Bytes;
 use clap::Args;
 
-use super::daemon::{Daemon, Reply, Target};
+use super::daemon::{Daemon, Target, Version};
 use super::watch::{Event, Watch};
 use super::{Exit, complain, small_runtime};
 use crate::config::Environment;
@@ -57,15 +57,11 @@ pub(super) fn run(args: &GetArgs, environment: &Environment) -> Exit {
 async fn get(args: &GetArgs, daemon: Daemon) -> Exit {
     let target = args.target();
     match daemon.read(&target).await {
-        Ok(Reply::Value { value, etag }) if args.watch => {
-            follow(value, Watch::new(daemon, target, etag)).await
-        }
-        Ok(Reply::Value { value, .. }) => match print(&value, io::stdout().is_terminal()) {
+        Ok(Version { value, etag }) if args.watch => follow(value, Watch::new(daemon, target, etag)).await,
+        Ok(Version { value, .. }) => match print(&value, io::stdout().is_terminal()) {
             Ok(()) => Exit::Success,
             Err(error) => unwritten(&error),
         },
-        // Nothing was said of a version that is known.
-        Ok(Reply::Unchanged) => Exit::Failure,
         Err(failure) => {
             complain(&failure);
             failure.exit()

@@ -3,6 +3,7 @@
 mod backoff;
 mod check;
 mod daemon;
+mod exec;
 mod get;
 mod healthcheck;
 mod serve;
@@ -34,6 +35,8 @@ enum Command {
     Check(ConfigArgs),
     /// Print one secret, exactly as it is.
     Get(get::GetArgs),
+    /// Run a command with secrets in its environment.
+    Exec(exec::ExecArgs),
     /// Ask the daemon of this configuration whether it is ready, for container health checks.
     Healthcheck(ConfigArgs),
 }
@@ -75,6 +78,7 @@ pub fn run(cli: Cli, environment: &Environment) -> ExitCode {
         Command::Serve(args) => serve::run(args, environment),
         Command::Check(args) => check::run(args, environment),
         Command::Get(args) => get::run(&args, environment),
+        Command::Exec(args) => return exec::run(&args, environment),
         Command::Healthcheck(args) => healthcheck::run(args, environment),
     };
     exit.into()

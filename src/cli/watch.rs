@@ -60,7 +60,7 @@ impl Watch {
             } else {
                 (self.target.clone(), PATIENCE)
             };
-            let reply = self.daemon.read_unless(&target, Some(&self.state.etag), patience).await;
+            let reply = self.daemon.read_unless(&target, &self.state.etag, patience).await;
             if let Some(event) = self.state.heed(reply, asked_at.elapsed(), fastrand::f64()) {
                 return event;
             }
@@ -104,11 +104,11 @@ impl State {
                     POLL_INTERVAL.mul_f64(0.75 + 0.5 * jitter)
                 };
                 match reply {
-                    Reply::Value { value, etag } if etag != self.etag => {
-                        self.etag = etag;
-                        Some(Event::Changed(value))
+                    Reply::Version(version) if version.etag != self.etag => {
+                        self.etag = version.etag;
+                        Some(Event::Changed(version.value))
                     }
-                    Reply::Value { .. } | Reply::Unchanged => None,
+                    Reply::Version(_) | Reply::Unchanged => None,
                 }
             }
             Err(failure) if self.can_wait && failure.is_unknown_parameter() => {
@@ -139,6 +139,7 @@ impl State {
 
 #[cfg(test)]
 mod tests {
+    use super::super::daemon::Version;
     use super::super::daemon::tests::refused;
     use super::*;
 
@@ -146,7 +147,7 @@ mod tests {
     const FAST: Duration = Duration::from_millis(1);
 
     fn value(etag: &str) -> Result<Reply, Failure> {
-        Ok(Reply::Value { value: Bytes::from_static(b"x"), etag: etag.to_owned() })
+        Ok(Reply::Version(Version { value: Bytes::from_static(b"x"), etag: etag.to_owned() }))
     }
 
     #[test]
