@@ -9,6 +9,7 @@ mod load;
 mod units;
 
 pub use self::environment::{ClientAddress, Environment, EnvironmentError, config_path};
+pub use self::units::{DURATION, parse_duration};
 
 use std::collections::BTreeMap;
 use std::fs;

@@ -4,7 +4,7 @@ use std::fmt::Write;
 use std::time::Duration;
 
 /// What [`parse_duration`] accepts, for error messages.
-pub(super) const DURATION: &str = "a duration such as \"250ms\", \"300s\", \"5m\", \"1h30m\" or \"7d\"";
+pub const DURATION: &str = "a duration such as \"250ms\", \"300s\", \"5m\", \"1h30m\" or \"7d\"";
 
 /// What [`parse_size`] accepts, for error messages.
 pub(super) const SIZE: &str = "a size such as \"64MiB\", \"512KiB\" or \"1GB\"";
@@ -28,7 +28,7 @@ const SIZE_UNITS: &[(&str, u64)] = &[
 const MAX_MILLISECONDS: u64 = 365 * 86_400_000;
 
 /// One or more of `<integer><unit>`, largest unit first.
-pub(super) fn parse_duration(text: &str) -> Option<Duration> {
+pub fn parse_duration(text: &str) -> Option<Duration> {
     let mut units = DURATION_UNITS.iter();
     let mut rest = text;
     let mut total = 0_u64;

@@ -8,6 +8,7 @@ mod support;
 mod commands;
 mod contract;
 mod documentation;
+mod exec;
 mod faults;
 mod flyte;
 mod freshness;
