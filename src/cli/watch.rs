@@ -146,8 +146,8 @@ mod tests {
     const SLOW: Duration = Duration::from_secs(30);
     const FAST: Duration = Duration::from_millis(1);
 
-    fn value(etag: &str) -> Result<Reply, Failure> {
-        Ok(Reply::Version(Version { value: Bytes::from_static(b"x"), etag: etag.to_owned() }))
+    fn version(etag: &str) -> Reply {
+        Reply::Version(Version { value: Bytes::from_static(b"x"), etag: etag.to_owned() })
     }
 
     #[test]
@@ -155,9 +155,9 @@ mod tests {
         let mut state = State::new("\"v1\"".to_owned());
         assert!(state.heed(Ok(Reply::Unchanged), SLOW, 0.5).is_none());
         assert_eq!(state.pause, Duration::ZERO);
-        assert!(matches!(state.heed(value("\"v2\""), SLOW, 0.5), Some(Event::Changed(_))));
+        assert!(matches!(state.heed(Ok(version("\"v2\"")), SLOW, 0.5), Some(Event::Changed(_))));
         assert_eq!(state.etag, "\"v2\"");
-        assert!(state.heed(value("\"v2\""), FAST, 0.5).is_none());
+        assert!(state.heed(Ok(version("\"v2\"")), FAST, 0.5).is_none());
     }
 
     #[test]
@@ -198,7 +198,7 @@ mod tests {
         assert!(matches!(state.heed(Err(refused(404, "x")), FAST, 0.0), Some(Event::Revoked(_))));
         assert!(state.heed(Err(refused(503, "x")), FAST, 0.0).is_none());
         assert!(state.heed(Err(refused(404, "x")), FAST, 0.0).is_none());
-        assert!(matches!(state.heed(value("\"v2\""), FAST, 0.0), Some(Event::Changed(_))));
+        assert!(matches!(state.heed(Ok(version("\"v2\"")), FAST, 0.0), Some(Event::Changed(_))));
         assert!(matches!(state.heed(Err(refused(403, "x")), FAST, 0.0), Some(Event::Revoked(_))));
     }
 }

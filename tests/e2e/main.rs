@@ -14,6 +14,7 @@ mod flyte;
 mod freshness;
 mod hostile;
 mod identity;
+mod init;
 mod native_api;
 mod operations;
 mod process;

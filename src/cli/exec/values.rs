@@ -26,7 +26,7 @@ pub(super) struct Values(Vec<Value>);
 struct Value {
     name: String,
     secret: Target,
-    value: Bytes,
+    bytes: Bytes,
     /// The entity tag of the secret's version.
     etag: String,
 }
@@ -70,7 +70,7 @@ impl Values {
                     values.push(Value {
                         name: variable.name.clone(),
                         secret: variable.secret.clone(),
-                        value: version.value.clone(),
+                        bytes: version.value.clone(),
                         etag: version_tag(&version.etag),
                     });
                     continue;
@@ -95,7 +95,7 @@ impl Values {
 
     /// The names and values, as an environment has them.
     pub(super) fn iter(&self) -> impl Iterator<Item = (&str, &OsStr)> {
-        self.0.iter().map(|value| (value.name.as_str(), OsStr::from_bytes(&value.value)))
+        self.0.iter().map(|value| (value.name.as_str(), OsStr::from_bytes(&value.bytes)))
     }
 
     /// Whether an environment with these is the same as one with those.
@@ -160,7 +160,7 @@ mod tests {
             let value = |(name, value): &(&str, &'static str)| Value {
                 name: (*name).to_owned(),
                 secret: Target::of_word("a/b"),
-                value: Bytes::from_static(value.as_bytes()),
+                bytes: Bytes::from_static(value.as_bytes()),
                 etag: "\"v1\"".to_owned(),
             };
             Self(values.iter().map(value).collect())

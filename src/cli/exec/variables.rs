@@ -133,6 +133,8 @@ impl Variable {
 
 #[cfg(test)]
 pub(super) mod tests {
+    use std::slice;
+
     use super::*;
 
     const GROUP: &str = "arn:aws:secretsmanager:us-west-2:123456789012:secret:";
@@ -206,12 +208,12 @@ pub(super) mod tests {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("secrets.env");
         fs::write(&path, "# comment\n\n A=a/b#c \r\nB=a/d\n").unwrap();
-        let given = Variables::collect(&[], &[path.clone()], &[]).unwrap();
+        let given = Variables::collect(&[], slice::from_ref(&path), &[]).unwrap();
         let read: Vec<_> =
             given.iter().map(|variable| (variable.name.as_str(), variable.reference.as_str())).collect();
         assert_eq!(read, [("A", "a/b#c"), ("B", "a/d")]);
         fs::write(&path, "A=a/b\nnonsense\n\nA=c/d\n").unwrap();
-        let said = Variables::collect(&[], &[path.clone()], &[]).unwrap_err();
+        let said = Variables::collect(&[], slice::from_ref(&path), &[]).unwrap_err();
         assert!(said[0].starts_with(&format!("{}:2: got \"nonsense\"", path.display())), "{said:?}");
         assert!(said[1].starts_with(&format!("{}:4: A is set to c/d and, by ", path.display())), "{said:?}");
         let missing = Variables::collect(&[], &["/none/file".into()], &[]).unwrap_err();

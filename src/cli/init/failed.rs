@@ -134,8 +134,8 @@ impl From<SourceError> for Failed {
             SourceError::InvalidRequest { .. } => Self::Malformed { detail: error.to_string() },
             SourceError::Throttled { retry_after } => Self::Throttled { retry_after },
             SourceError::NoIdentity { .. } => Self::Unavailable {
-                detail: "no AWS credentials could be had, or no region is known; give the pod an IAM role (EKS Pod \
-                         Identity or IRSA), or run a smcached daemon"
+                detail: "no AWS credentials, or no region, could be found; give the pod an IAM role (EKS Pod Identity \
+                         or IRSA) and ask by ARN, which names its region, or run a smcached daemon"
                     .to_owned(),
                 retry_after: None,
             },

@@ -179,17 +179,16 @@ impl Ways {
     /// Whether what answers, or does not, is no daemon for us.
     fn is_passed_by(&self, failure: &Failure) -> bool {
         match failure {
-            Failure::NoAnswer(ClientError::Connect { .. }) => true,
+            Failure::NoAnswer(ClientError::Connect { .. })
+            | Failure::Refused(Refusal { is_ours: false, .. }) => true,
             Failure::NoAnswer(_) => !self.is_named,
-            Failure::NoToken(_) => false,
-            Failure::Refused(Refusal { is_ours: false, .. }) => true,
             // Without having been given a token, we are not among those for whom it is there.
             Failure::Refused(Refusal { status: 401 | 403, problem, .. }) => {
                 let is_upstream =
                     problem.as_ref().is_some_and(|problem| problem.code == "upstream_access_denied");
                 !self.is_named && !self.has_token && !is_upstream
             }
-            Failure::Refused(_) => false,
+            Failure::NoToken(_) | Failure::Refused(_) => false,
         }
     }
 }
