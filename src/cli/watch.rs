@@ -139,9 +139,15 @@ impl State {
 
 #[cfg(test)]
 mod tests {
+    use std::path::Path;
+
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    use tokio::net::UnixListener;
+
     use super::super::daemon::Version;
     use super::super::daemon::tests::refused;
     use super::*;
+    use crate::config::Environment;
 
     const SLOW: Duration = Duration::from_secs(30);
     const FAST: Duration = Duration::from_millis(1);
@@ -200,5 +206,64 @@ mod tests {
         assert!(state.heed(Err(refused(404, "x")), FAST, 0.0).is_none());
         assert!(matches!(state.heed(Ok(version("\"v2\"")), FAST, 0.0), Some(Event::Changed(_))));
         assert!(matches!(state.heed(Err(refused(403, "x")), FAST, 0.0), Some(Event::Revoked(_))));
+    }
+
+    /// A daemon that gives these answers, one a connection, and returns the requests.
+    async fn scripted(listener: UnixListener, answers: Vec<String>) -> Vec<String> {
+        let mut requests = Vec::new();
+        for answer in answers {
+            let (mut stream, _) = listener.accept().await.unwrap();
+            let mut read = vec![0; 4096];
+            let length = stream.read(&mut read).await.unwrap();
+            requests.push(String::from_utf8_lossy(&read[..length]).to_lowercase());
+            stream.write_all(answer.as_bytes()).await.unwrap();
+        }
+        requests
+    }
+
+    fn answer(status: &str, more: &str, body: &str) -> String {
+        let status = format!("HTTP/1.1 {status}\r\nCache-Status: smcached; hit\r\n{more}");
+        format!("{status}Content-Length: {}\r\n\r\n{body}", body.len())
+    }
+
+    fn at(socket: &Path) -> Daemon {
+        let environment = Environment::from_lookup(|_| None);
+        Daemon::find(Some(socket), &environment).unwrap()
+    }
+
+    #[tokio::test]
+    async fn the_daemon_is_asked_to_wait_for_another_version_than_the_last() {
+        let directory = tempfile::tempdir().unwrap();
+        let socket = directory.path().join("s.sock");
+        let answers = vec![
+            answer("200 OK", "ETag: \"v2\"\r\n", "two"),
+            answer("304 Not Modified", "ETag: \"v2\"\r\n", ""),
+            answer("200 OK", "ETag: \"v3\"\r\n", "three"),
+        ];
+        let requests = tokio::spawn(scripted(UnixListener::bind(&socket).unwrap(), answers));
+        let mut watch = Watch::new(at(&socket), Target::of_word("a/b"), "\"v1\"".to_owned());
+        assert!(matches!(watch.next().await, Event::Changed(value) if value == "two"));
+        assert!(matches!(watch.next().await, Event::Changed(value) if value == "three"));
+        let requests = requests.await.unwrap();
+        for (request, known) in requests.iter().zip(["v1", "v2", "v2"]) {
+            assert!(request.starts_with("get /secret/a/b?wait=30s http/1.1"), "{request}");
+            assert!(request.contains(&format!("if-none-match: \"{known}\"")), "{request}");
+        }
+        assert!(matches!(watch.next().await, Event::Troubled(Failure::NoAnswer(_))));
+    }
+
+    #[tokio::test]
+    async fn a_daemon_that_does_not_wait_is_asked_without() {
+        let directory = tempfile::tempdir().unwrap();
+        let socket = directory.path().join("s.sock");
+        let refusal = r#"{"detail": "x", "code": "unknown_parameter"}"#;
+        let answers = vec![
+            answer("400 Bad Request", "Content-Type: application/problem+json\r\n", refusal),
+            answer("200 OK", "ETag: \"v2\"\r\n", "two"),
+        ];
+        let requests = tokio::spawn(scripted(UnixListener::bind(&socket).unwrap(), answers));
+        let mut watch = Watch::new(at(&socket), Target::of_word("a/b"), "\"v1\"".to_owned());
+        assert!(matches!(watch.next().await, Event::Changed(value) if value == "two"));
+        assert!(requests.await.unwrap()[1].starts_with("get /secret/a/b http/1.1"));
     }
 }
