@@ -4,7 +4,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use super::{ConfigArgs, Exit, complain, load, small_runtime};
 use crate::config::Environment;
-use crate::net::{Endpoint, fetch};
+use crate::net::{Endpoint, PATIENCE, fetch};
 
 pub(super) fn run(args: ConfigArgs, environment: &Environment) -> Exit {
     let asked = (|| {
@@ -19,7 +19,7 @@ pub(super) fn run(args: ConfigArgs, environment: &Environment) -> Exit {
             addr.set_ip(loopback);
         }
         let endpoint = Endpoint::Tcp(addr.to_string());
-        Ok(small_runtime()?.block_on(fetch(&endpoint, "/readyz", &[])))
+        Ok(small_runtime()?.block_on(fetch(&endpoint, "/readyz", &[], PATIENCE)))
     })();
     match asked {
         Err(exit) => exit,

@@ -1,9 +1,14 @@
 //! The command line: one file a command. This is where text goes to standard output and error.
 
+mod backoff;
 mod check;
+mod daemon;
+mod exec;
 mod get;
 mod healthcheck;
+mod init;
 mod serve;
+mod watch;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -31,6 +36,10 @@ enum Command {
     Check(ConfigArgs),
     /// Print one secret, exactly as it is.
     Get(get::GetArgs),
+    /// Run a command with secrets in its environment.
+    Exec(exec::ExecArgs),
+    /// Write one secret to a file, as the init container of Flyte's pod webhook does.
+    Init(init::InitArgs),
     /// Ask the daemon of this configuration whether it is ready, for container health checks.
     Healthcheck(ConfigArgs),
 }
@@ -58,6 +67,8 @@ enum Exit {
     Denied = 4,
     /// The daemon or AWS cannot be reached, or is slow or throttling: it may work later.
     Unavailable = 5,
+    /// AWS was throttling for as long as the command would wait.
+    Throttled = 6,
 }
 
 impl From<Exit> for ExitCode {
@@ -72,6 +83,8 @@ pub fn run(cli: Cli, environment: &Environment) -> ExitCode {
         Command::Serve(args) => serve::run(args, environment),
         Command::Check(args) => check::run(args, environment),
         Command::Get(args) => get::run(&args, environment),
+        Command::Exec(args) => return exec::run(&args, environment),
+        Command::Init(args) => init::run(&args, environment),
         Command::Healthcheck(args) => healthcheck::run(args, environment),
     };
     exit.into()

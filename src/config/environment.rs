@@ -26,6 +26,10 @@ pub struct Environment {
     aws_region: Option<String>,
     /// The endpoint that the environment sets for Secrets Manager, and the variable that does.
     endpoint_url: Option<(&'static str, String)>,
+    /// `SECRET_ARN`: the secret that an init container of Flyte's webhook is to fetch.
+    secret_arn: Option<String>,
+    /// `SECRET_FILENAME`: the file in which it is to put it.
+    secret_filename: Option<String>,
     /// `AWS_CA_BUNDLE`: the certificates to trust; the Rust SDK ignores it, so it is handed over.
     aws_ca_bundle: Option<PathBuf>,
     /// Where the AWS SDK finds credentials in files.
@@ -99,6 +103,8 @@ impl Environment {
             token_file: value("SMCACHED_TOKEN_FILE").map(PathBuf::from),
             aws_region: value("AWS_REGION").or_else(|| value("AWS_DEFAULT_REGION")),
             endpoint_url: endpoint_url(value),
+            secret_arn: value("SECRET_ARN"),
+            secret_filename: value("SECRET_FILENAME"),
             aws_ca_bundle: value("AWS_CA_BUNDLE").map(PathBuf::from),
             credential_files: credential_files(value),
             log_sensitive_bodies: value("LOG_SENSITIVE_BODIES")
@@ -145,6 +151,21 @@ impl Environment {
     /// The files from which the AWS SDK takes credentials, whether they exist or not.
     pub fn credential_files(&self) -> Vec<PathBuf> {
         self.credential_files.clone()
+    }
+
+    /// The secret that an init container is to fetch.
+    pub fn secret_arn(&self) -> Option<&str> {
+        self.secret_arn.as_deref()
+    }
+
+    /// The file, as a path from its directory on, in which it is to put the secret.
+    pub fn secret_filename(&self) -> Option<&str> {
+        self.secret_filename.as_deref()
+    }
+
+    /// Where the daemon is, if `SMCACHED_ADDRESS` says.
+    pub fn daemon_address(&self) -> Result<Option<ClientAddress>, EnvironmentError> {
+        self.address.as_deref().map(ClientAddress::parse).transpose()
     }
 
     /// The token that client commands present: `SMCACHED_TOKEN`, else what `SMCACHED_TOKEN_FILE` holds.
@@ -211,10 +232,9 @@ pub enum ClientAddress {
 impl ClientAddress {
     /// `--socket`, else `$SMCACHED_ADDRESS`, else the default socket.
     pub fn find(socket: Option<&Path>, environment: &Environment) -> Result<Self, EnvironmentError> {
-        match (socket, &environment.address) {
-            (Some(path), _) => Ok(Self::Unix(path.to_owned())),
-            (None, Some(address)) => Self::parse(address),
-            (None, None) => Ok(Self::Unix(DEFAULT_SOCKET.into())),
+        match socket {
+            Some(path) => Ok(Self::Unix(path.to_owned())),
+            None => Ok(environment.daemon_address()?.unwrap_or_else(|| Self::Unix(DEFAULT_SOCKET.into()))),
         }
     }
 

@@ -169,7 +169,7 @@ mod tests {
 
     use super::*;
     use crate::lifecycle::Drain;
-    use crate::net::{Endpoint, fetch};
+    use crate::net::{Endpoint, PATIENCE, fetch};
 
     struct Moody;
 
@@ -200,7 +200,7 @@ mod tests {
     }
 
     async fn status(endpoint: &Endpoint, path: &str) -> u16 {
-        fetch(endpoint, path, &[]).await.unwrap().0.status.as_u16()
+        fetch(endpoint, path, &[], PATIENCE).await.unwrap().0.status.as_u16()
     }
 
     // Real sockets need real time: these waits are for the kernel, not for rules about age.
@@ -227,7 +227,7 @@ mod tests {
         sleep(Duration::from_millis(50)).await;
         drain.finish().await;
         assert_eq!(slow.await.unwrap(), 200);
-        assert!(fetch(&endpoint, "/", &[]).await.is_err());
+        assert!(fetch(&endpoint, "/", &[], PATIENCE).await.is_err());
         assert_eq!(gauge.get(), 0);
     }
 

@@ -9,7 +9,7 @@ mod listener;
 mod ownership;
 mod unix;
 
-pub use client::{ClientError, Endpoint, fetch};
+pub use client::{ClientError, Endpoint, PATIENCE, fetch};
 pub use connection::{ConnectionLimits, Service, serve};
 pub use descriptors::raise_descriptor_limit;
 pub use listener::{BindError, Listener};

@@ -118,7 +118,7 @@ fn version_and_help_go_to_standard_output() {
     let version = run("--version");
     assert_eq!(text(&version.stdout), format!("smcached {}\n", env!("CARGO_PKG_VERSION")));
     let help = run("--help");
-    for command in ["serve", "check", "get", "healthcheck"] {
+    for command in ["serve", "check", "get", "exec", "init", "healthcheck"] {
         assert!(text(&help.stdout).contains(command));
     }
 }

@@ -97,6 +97,19 @@ async fn the_python_of_getting_started_reads_a_secret() {
     assert_eq!(String::from_utf8_lossy(&output.stdout), "correct horse battery staple\n", "{output:?}");
 }
 
+#[tokio::test]
+async fn the_commands_on_exec_print_what_they_say() {
+    let daemon = local_daemon().await;
+    let block = &blocks("docs/clients/env.md", "console")[0];
+    let exchanges: Vec<_> = block.split("$ ").skip(1).map(|text| text.split_once('\n').unwrap()).collect();
+    assert_eq!(exchanges.len(), 2);
+    for (command, expected) in exchanges {
+        let command = command.replace("smcached exec", &format!("{} exec --socket s.sock", crate::SMCACHED));
+        let output = Command::new("sh").args(["-c", &command]).current_dir(daemon.path("")).output().unwrap();
+        assert_eq!(String::from_utf8(output.stdout).unwrap(), expected, "{command}");
+    }
+}
+
 #[test]
 fn every_link_between_documents_leads_somewhere() {
     let mut followed = 0;

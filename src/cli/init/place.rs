@@ -1,0 +1,206 @@
+//! The file into which the secret goes: all of it or nothing, readable for all who see the volume.
+
+use std::fmt;
+use std::fs::{self, DirBuilder, File, OpenOptions, Permissions};
+use std::io::{self, Write};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+
+/// The task's container may run as any user.
+const FILE_MODE: u32 = 0o444;
+const DIRECTORY_MODE: u32 = 0o755;
+
+/// A path below a directory, and never beside it.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct Place {
+    directory: PathBuf,
+    /// The path's components; there is at least one.
+    components: Vec<String>,
+}
+
+/// Why there is no file.
+#[derive(Debug)]
+pub(super) enum PlaceError {
+    /// `SECRET_FILENAME` does not lead to a file below the directory.
+    Filename(String),
+    /// The system does not allow it.
+    Io {
+        /// What was tried.
+        doing: &'static str,
+        /// With what.
+        path: PathBuf,
+        /// Where the volume should be.
+        directory: PathBuf,
+        /// What the system says.
+        error: io::Error,
+    },
+}
+
+impl fmt::Display for PlaceError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Filename(name) => write!(
+                f,
+                "SECRET_FILENAME: got {name:?}; accepted: / and a path without empty, `.` and `..` components"
+            ),
+            Self::Io { doing, path, directory, error } => write!(
+                f,
+                "cannot {doing} {}: {error}; check that {} is a volume mounted writable for this user",
+                path.display(),
+                directory.display()
+            ),
+        }
+    }
+}
+
+impl Place {
+    /// `filename` begins with a slash and is a path from `directory` on.
+    pub(super) fn parse(directory: &Path, filename: &str) -> Result<Self, PlaceError> {
+        let wrong = || PlaceError::Filename(filename.to_owned());
+        let components: Vec<String> =
+            filename.strip_prefix('/').ok_or_else(wrong)?.split('/').map(str::to_owned).collect();
+        if components.iter().any(|component| matches!(component.as_str(), "" | "." | "..")) {
+            return Err(wrong());
+        }
+        Ok(Self { directory: directory.to_owned(), components })
+    }
+
+    pub(super) fn path(&self) -> PathBuf {
+        let mut path = self.directory.clone();
+        path.extend(&self.components);
+        path
+    }
+
+    /// Writes the file beside its place and renames it into it: whoever reads sees all of it, or what was there before.
+    pub(super) fn write(&self, value: &[u8]) -> Result<(), PlaceError> {
+        let folder = self.make_folders()?;
+        let temporary =
+            Temporary::create(&folder).map_err(|error| self.failed("write to", &folder, error))?;
+        let path = self.path();
+        temporary.fill(value).map_err(|error| self.failed("write", &path, error))?;
+        temporary.rename(&path).map_err(|error| self.failed("write", &path, error))
+    }
+
+    /// Makes the folders that are missing, but never the directory itself: that is where the volume should be.
+    fn make_folders(&self) -> Result<PathBuf, PlaceError> {
+        let mut folder = self.directory.clone();
+        let (_, folders) = self.components.split_last().unwrap_or((&self.components[0], &[]));
+        for component in folders {
+            folder.push(component);
+            let made = match DirBuilder::new().mode(DIRECTORY_MODE).create(&folder) {
+                // The umask may have taken some of its mode.
+                Ok(()) => fs::set_permissions(&folder, Permissions::from_mode(DIRECTORY_MODE)),
+                Err(_) if folder.is_dir() => Ok(()),
+                Err(error) => Err(error),
+            };
+            made.map_err(|error| self.failed("make the directory", &folder, error))?;
+        }
+        Ok(folder)
+    }
+
+    fn failed(&self, doing: &'static str, path: &Path, error: io::Error) -> PlaceError {
+        PlaceError::Io { doing, path: path.to_owned(), directory: self.directory.clone(), error }
+    }
+}
+
+/// A file under a name of its own. Removed when dropped, unless it was renamed.
+struct Temporary {
+    file: File,
+    path: PathBuf,
+}
+
+impl Temporary {
+    fn create(folder: &Path) -> io::Result<Self> {
+        let path = folder.join(format!(".{:016x}.tmp", fastrand::u64(..)));
+        // It must be new: a link that lies there is not followed.
+        let file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&path)?;
+        Ok(Self { file, path })
+    }
+
+    fn fill(&self, value: &[u8]) -> io::Result<()> {
+        (&self.file).write_all(value)?;
+        self.file.set_permissions(Permissions::from_mode(FILE_MODE))
+    }
+
+    fn rename(mut self, to: &Path) -> io::Result<()> {
+        fs::rename(&self.path, to)?;
+        self.path = PathBuf::new();
+        Ok(())
+    }
+}
+
+impl Drop for Temporary {
+    fn drop(&mut self) {
+        if !self.path.as_os_str().is_empty() {
+            // Nothing can be done about a failure, and nobody reads a file of this name.
+            let _ = fs::remove_file(&self.path);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::{MetadataExt, symlink};
+
+    use super::*;
+
+    fn mode(path: &Path) -> u32 {
+        fs::metadata(path).unwrap().mode() & 0o7777
+    }
+
+    #[test]
+    fn a_name_that_leaves_the_directory_is_refused() {
+        let directory = Path::new("/tmp");
+        for name in ["", "a", "/", "//a", "/a/", "/a//b", "/.", "/..", "/../a", "/a/../b", "/a/./b", "/a/.."]
+        {
+            let error = Place::parse(directory, name).unwrap_err().to_string();
+            assert!(error.contains(&format!("got {name:?}")), "{error}");
+        }
+        let place = Place::parse(directory, "/arn:aws:x:secret:/mysecret-abcdef").unwrap();
+        assert_eq!(place.path(), Path::new("/tmp/arn:aws:x:secret:/mysecret-abcdef"));
+        assert!(Place::parse(directory, "/..a/b..").is_ok());
+    }
+
+    #[test]
+    fn a_file_has_its_bytes_and_modes_and_takes_the_place_of_another() {
+        let directory = tempfile::tempdir().unwrap();
+        fs::create_dir(directory.path().join("known")).unwrap();
+        fs::set_permissions(directory.path().join("known"), Permissions::from_mode(0o777)).unwrap();
+        let place = Place::parse(directory.path(), "/known/new/file").unwrap();
+        for value in [&b"\0one\n\xff"[..], b"", b"two"] {
+            place.write(value).unwrap();
+            assert_eq!(fs::read(place.path()).unwrap(), value);
+        }
+        assert_eq!(mode(&place.path()), 0o444);
+        assert_eq!(mode(&directory.path().join("known/new")), 0o755);
+        assert_eq!(mode(&directory.path().join("known")), 0o777, "what was there before is left alone");
+        assert_eq!(fs::read_dir(directory.path().join("known/new")).unwrap().count(), 1);
+    }
+
+    #[test]
+    fn a_link_in_its_place_is_replaced_and_not_followed() {
+        let directory = tempfile::tempdir().unwrap();
+        let (victim, link) = (directory.path().join("victim"), directory.path().join("link"));
+        fs::write(&victim, "kept").unwrap();
+        symlink(&victim, &link).unwrap();
+        Place::parse(directory.path(), "/link").unwrap().write(b"secret").unwrap();
+        assert_eq!(
+            (fs::read(&victim).unwrap(), fs::read(&link).unwrap()),
+            (b"kept".to_vec(), b"secret".to_vec())
+        );
+    }
+
+    #[test]
+    fn a_failure_leaves_nothing_behind_and_says_what_to_check() {
+        let directory = tempfile::tempdir().unwrap();
+        fs::create_dir(directory.path().join("taken")).unwrap();
+        fs::write(directory.path().join("taken/x"), "").unwrap();
+        for name in ["/taken", "/taken/x/file"] {
+            let error = Place::parse(directory.path(), name).unwrap().write(b"x").unwrap_err().to_string();
+            let advice = format!("check that {} is a volume", directory.path().display());
+            assert!(error.contains(&advice), "{error}");
+        }
+        assert_eq!(fs::read_dir(directory.path()).unwrap().count(), 1);
+        assert!(Place::parse(&directory.path().join("none"), "/x").unwrap().write(b"x").is_err());
+    }
+}
