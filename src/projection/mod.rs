@@ -263,10 +263,8 @@ impl Keeper {
                             hurry.notify_one();
                         }
                     }
-                    if self.tried.iter().all(|tried| *tried) && !self.project.together {
-                        self.settle(&mut trying);
-                    } else if self.tried.iter().all(|tried| *tried) && switch_at.is_none() {
-                        self.settle(&mut trying);
+                    if switch_at.is_none() {
+                        self.settle_if_tried(&mut trying);
                     }
                 }
                 () = sleep_until(switch_at.unwrap_or_else(Instant::now)), if switch_at.is_some() => {
@@ -278,9 +276,7 @@ impl Keeper {
                         }
                         self.is_settled = true;
                     }
-                    if self.tried.iter().all(|tried| *tried) {
-                        self.settle(&mut trying);
-                    }
+                    self.settle_if_tried(&mut trying);
                 }
                 () = sleep_until(sweep_at.unwrap_or_else(Instant::now)), if sweep_at.is_some() => {
                     sweep_at = None;
@@ -292,7 +288,11 @@ impl Keeper {
         hook.abort();
     }
 
-    fn settle(&mut self, trying: &mut Option<oneshot::Sender<()>>) {
+    /// Once every file has been tried, what comes after is a change.
+    fn settle_if_tried(&mut self, trying: &mut Option<oneshot::Sender<()>>) {
+        if !self.tried.iter().all(|tried| *tried) {
+            return;
+        }
         self.is_settled = true;
         if let Some(trying) = trying.take() {
             let _ = trying.send(());
