@@ -114,8 +114,8 @@ pub async fn run(
             }
             Some(ended) = tasks.join_next() => {
                 // One that was told to end is no longer among those that run.
-                let ended = ended.ok();
-                if ended.is_none_or(|dir| running.iter().any(|running| running.project.dir == dir)) {
+                let is_missed = |number| running.iter().any(|running| running.number == number);
+                if ended.ok().is_none_or(is_missed) {
                     return;
                 }
             }
@@ -126,6 +126,8 @@ pub async fn run(
 /// A project whose files are kept.
 struct Running {
     project: Project,
+    /// Tells it from one of the same directory that came before.
+    number: u64,
     /// Dropped to end it.
     stop: oneshot::Sender<()>,
     /// Answers when it has ended.
@@ -137,19 +139,19 @@ fn start(
     cache: &Cache,
     metrics: &ProjectionMetrics,
     running: &mut Vec<Running>,
-    tasks: &mut JoinSet<PathBuf>,
+    tasks: &mut JoinSet<u64>,
 ) -> oneshot::Receiver<()> {
     let (stop, stopped) = oneshot::channel();
     let (ending, ended) = oneshot::channel();
     let (trying, tried) = oneshot::channel();
     let keeper = Keeper::new(project.clone(), cache.clone(), metrics.clone());
-    let dir = project.dir.clone();
+    let number = fastrand::u64(..);
     tasks.spawn(async move {
         keeper.keep(trying, stopped).await;
         drop(ending);
-        dir
+        number
     });
-    running.push(Running { project, stop, ended });
+    running.push(Running { project, number, stop, ended });
     tried
 }
 
@@ -159,12 +161,12 @@ async fn replace(
     cache: &Cache,
     metrics: &ProjectionMetrics,
     running: &mut Vec<Running>,
-    tasks: &mut JoinSet<PathBuf>,
+    tasks: &mut JoinSet<u64>,
 ) {
     let (kept, outdated): (Vec<_>, Vec<_>) =
         running.drain(..).partition(|running| wanted.contains(&running.project));
     *running = kept;
-    for Running { project, stop, ended } in outdated {
+    for Running { project, stop, ended, .. } in outdated {
         drop(stop);
         let _ = ended.await;
         let still =

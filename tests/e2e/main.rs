@@ -20,6 +20,7 @@ mod init;
 mod native_api;
 mod operations;
 mod process;
+mod projection;
 mod reload;
 mod sdk;
 mod upstream;
