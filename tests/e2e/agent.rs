@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 
 use crate::support::client::{Address, Answer, Connection};
 use crate::support::daemon::Setup;
-use crate::support::fake_aws::{FakeAws, Stored};
+use crate::support::fake_aws::FakeAws;
 use crate::support::{ARN, eventually, free_port};
 
 const TOKEN: &str = "a-token-of-the-tests";
@@ -157,21 +157,9 @@ fn shown(answer: &Answer) -> String {
     format!("{} {}", answer.status, String::from_utf8_lossy(&answer.body))
 }
 
-fn aws() -> FakeAws {
-    let aws = FakeAws::start();
-    aws.put("db", "old");
-    aws.put("db", "new");
-    aws.put("team-a/key", Stored::Binary(vec![0, 1, 255]));
-    aws.put("gone", "x");
-    aws.delete("gone");
-    aws.put("denied", "x");
-    aws.deny("denied", true);
-    aws
-}
-
 #[tokio::test]
 async fn requests_to_awss_agent_are_answered_as_it_answers_them() {
-    let aws = aws();
+    let aws = FakeAws::with_secrets_of_every_kind();
     let daemon = Setup::with_aws(&aws.url()).file("token", TOKEN).start().await;
     let mut wrong = Vec::new();
     for case in cases() {
@@ -206,7 +194,7 @@ async fn awss_agent_itself_answers_so_where_its_binary_is_given() {
         eprintln!("SMCACHED_TEST_AGENT is not set: the list is put to smcached alone");
         return;
     };
-    let aws = aws();
+    let aws = FakeAws::with_secrets_of_every_kind();
     let directory = tempfile::tempdir().unwrap();
     let port = free_port();
     let config = format!("http_port = {port}\nvalidate_credentials = false\nregion = \"us-west-2\"\n");
@@ -246,7 +234,7 @@ async fn awss_agent_itself_answers_so_where_its_binary_is_given() {
 #[tokio::test]
 async fn refresh_now_asks_aws_is_limited_and_shared_and_served_from_memory_while_aws_fails() {
     use crate::support::faults::Fault;
-    let aws = aws();
+    let aws = FakeAws::with_secrets_of_every_kind();
     let daemon = Setup::with_aws(&aws.url()).tcp("token = \"none\"").start().await;
     let ask = async |target: &str| {
         let mut connection = Connection::open(&daemon.tcp()).await.unwrap();

@@ -13,7 +13,7 @@ use serde_json::{Value, json};
 
 use crate::support::ARN;
 use crate::support::daemon::{Daemon, Setup};
-use crate::support::fake_aws::{FakeAws, Stored};
+use crate::support::fake_aws::FakeAws;
 use crate::support::python;
 
 const OLD: &str = "00000000-0000-4000-8000-000000000001";
@@ -53,14 +53,7 @@ fn get_secret_value(case: &str) -> Option<Value> {
 const BATCH: [&str; 3] = ["db", "team-a/key", "none"];
 
 async fn rig() -> (FakeAws, Daemon) {
-    let aws = FakeAws::start();
-    aws.put("db", "old");
-    aws.put("db", "new");
-    aws.put("team-a/key", Stored::Binary(vec![0, 1, 255]));
-    aws.put("gone", "x");
-    aws.delete("gone");
-    aws.put("denied", "x");
-    aws.deny("denied", true);
+    let aws = FakeAws::with_secrets_of_every_kind();
     let daemon = Setup::with_aws(&aws.url()).start().await;
     (aws, daemon)
 }

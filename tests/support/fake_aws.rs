@@ -74,6 +74,20 @@ impl FakeAws {
         Self { server, state }
     }
 
+    /// With what clients come upon: `db` with a version before the current one, the binary `team-a/key`, `gone`, which is
+    /// marked for deletion, and `denied`.
+    pub fn with_secrets_of_every_kind() -> Self {
+        let aws = Self::start();
+        aws.put("db", "old");
+        aws.put("db", "new");
+        aws.put("team-a/key", Stored::Binary(vec![0, 1, 255]));
+        aws.put("gone", "x");
+        aws.delete("gone");
+        aws.put("denied", "x");
+        aws.deny("denied", true);
+        aws
+    }
+
     /// Stores a value as a new secret, or as the new `AWSCURRENT` of one that exists; returns the
     /// version id. The one before becomes `AWSPREVIOUS`, older ones lose their labels.
     pub fn put(&self, name: &str, value: impl Into<Stored>) -> String {
