@@ -110,6 +110,18 @@ async fn the_commands_on_exec_print_what_they_say() {
     }
 }
 
+#[tokio::test]
+async fn the_project_of_the_page_on_files_makes_the_files_that_it_names() {
+    let secrets = fs::read_to_string(in_repository("config/local-secrets.toml")).unwrap();
+    let directory = tempfile::tempdir_in("/dev/shm").unwrap();
+    let project = blocks("docs/clients/files.md", "toml").concat();
+    let project = project.replace("/run/secrets/app", &directory.path().display().to_string());
+    let _daemon = Setup::with_file(&secrets).section(&project).start().await;
+    let read = |name: &str| fs::read_to_string(directory.path().join(name)).unwrap();
+    assert!(read("team-a/db").starts_with("{\"username\""));
+    assert_eq!([read("db/password"), read("old-token")], ["correct horse battery staple", "the old token"]);
+}
+
 #[test]
 fn every_link_between_documents_leads_somewhere() {
     let mut followed = 0;
