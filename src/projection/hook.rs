@@ -20,6 +20,9 @@ const LINGER: Duration = Duration::from_millis(200);
 /// The longest that a program may run.
 const PATIENCE: Duration = Duration::from_secs(30);
 
+/// All that a program finds in its environment.
+const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+
 /// What is done after a change.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Hook {
@@ -58,6 +61,8 @@ impl Hook {
                 let (program, arguments) = words.split_first().ok_or("no program")?;
                 let mut command = Command::new(program);
                 command.args(arguments).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+                // The daemon's own environment may hold its credentials.
+                command.env_clear().env("PATH", PATH);
                 let mut child =
                     command.kill_on_drop(true).spawn().map_err(|error| format!("{program}: {error}"))?;
                 match timeout(PATIENCE, child.wait()).await {

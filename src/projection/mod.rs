@@ -45,6 +45,9 @@ const LINGER: Duration = Duration::from_millis(100);
 /// How long a set of files is kept after another took its place, for those who had looked it up.
 const KEPT_FOR: Duration = Duration::from_secs(1);
 
+/// When a file could not be written, as on a full file system, it is tried again after this time.
+const WRITE_PAUSE: Duration = Duration::from_secs(5);
+
 /// The magic number of ramfs, which has no name in the system's headers.
 const RAMFS_MAGIC: FsType = FsType(0x8584_58f6);
 
@@ -169,15 +172,25 @@ async fn replace(
     for Running { project, stop, ended, .. } in outdated {
         drop(stop);
         let _ = ended.await;
-        let still =
-            wanted.iter().filter(|other| other.dir == project.dir && other.together == project.together);
+        let next = wanted.iter().find(|other| other.dir == project.dir && other.together == project.together);
         let still: Vec<PathBuf> =
-            still.flat_map(|other| &other.files).map(|file| file.target.clone()).collect();
+            next.into_iter().flat_map(|next| &next.files).map(|file| file.target.clone()).collect();
+        let is_continued = next.is_some();
         let removing = spawn_blocking(move || {
-            for file in project.files.iter().filter(|file| !still.contains(&file.target)) {
-                if let Err(error) = write::remove(&project.dir, &file.target) {
-                    tracing::warn!(dir = %project.dir.display(), file = %file.target.display(), %error, "a file cannot be removed");
+            let removed = match (project.together, is_continued) {
+                // The next set takes its place.
+                (true, true) => Ok(()),
+                (true, false) => write::dissolve(&project.dir),
+                (false, _) => {
+                    let outdated = project.files.iter().filter(|file| !still.contains(&file.target));
+                    // All are tried, whatever becomes of one.
+                    outdated
+                        .map(|file| write::remove(&project.dir, &file.target).map(drop))
+                        .fold(Ok(()), io::Result::and)
                 }
+            };
+            if let Err(error) = removed {
+                tracing::warn!(dir = %project.dir.display(), %error, "files that are no longer wanted cannot be removed");
             }
         });
         let _ = removing.await;
@@ -216,6 +229,8 @@ struct Keeper {
     tried: Vec<bool>,
     /// A set has been published, or every file has been tried: what comes after is a change.
     is_settled: bool,
+    /// Something could not be written or removed.
+    has_failed: bool,
 }
 
 impl Keeper {
@@ -229,6 +244,7 @@ impl Keeper {
             contents,
             tried: vec![false; count],
             is_settled: false,
+            has_failed: false,
         }
     }
 
@@ -249,7 +265,11 @@ impl Keeper {
         let mut trying = Some(trying);
         let mut switch_at: Option<Instant> = None;
         let mut sweep_at: Option<Instant> = None;
+        let mut retry_at: Option<Instant> = None;
         loop {
+            if std::mem::take(&mut self.has_failed) {
+                retry_at = Some(Instant::now() + WRITE_PAUSE);
+            }
             tokio::select! {
                 biased;
                 // Sent or dropped, it means the end.
@@ -260,7 +280,8 @@ impl Keeper {
                     if let Some(content) = content {
                         self.contents[index] = content;
                         if self.project.together {
-                            switch_at = Some(Instant::now() + LINGER);
+                            // From the first of those that come together, so that no stream of them puts it off.
+                            switch_at = switch_at.or(Some(Instant::now() + LINGER));
                         } else if self.write(index).await && self.is_settled {
                             hurry.notify_one();
                         }
@@ -279,6 +300,14 @@ impl Keeper {
                         self.is_settled = true;
                     }
                     self.settle_if_tried(&mut trying);
+                }
+                () = sleep_until(retry_at.unwrap_or_else(Instant::now)), if retry_at.is_some() => {
+                    retry_at = None;
+                    if self.project.together {
+                        switch_at = Some(Instant::now());
+                    } else if self.write_all().await {
+                        hurry.notify_one();
+                    }
                 }
                 () = sleep_until(sweep_at.unwrap_or_else(Instant::now)), if sweep_at.is_some() => {
                     sweep_at = None;
@@ -301,9 +330,21 @@ impl Keeper {
         }
     }
 
+    /// Writes or removes every file of which something is known; true if any changed.
+    async fn write_all(&mut self) -> bool {
+        let mut has_changed = false;
+        for index in 0..self.contents.len() {
+            if !matches!(self.contents[index], Content::Unknown) {
+                has_changed |= self.write(index).await;
+            }
+        }
+        has_changed
+    }
+
     /// Writes or removes one file; true if that changed it.
-    async fn write(&self, index: usize) -> bool {
-        let Some(file) = self.project.files.get(index) else { return false };
+    async fn write(&mut self, index: usize) -> bool {
+        let project = Arc::clone(&self.project);
+        let Some(file) = project.files.get(index) else { return false };
         let content = self.content(index);
         let (project, target) = (Arc::clone(&self.project), file.target.clone());
         let is_removal = content.is_none();
@@ -320,8 +361,9 @@ impl Keeper {
     }
 
     /// Makes and switches to a new set, once everything is known; true if that was done.
-    async fn switch(&self) -> bool {
+    async fn switch(&mut self) -> bool {
         if self.contents.iter().any(|content| matches!(content, Content::Unknown)) {
+            self.remove_what_is_gone().await;
             return false;
         }
         let contents: Vec<Option<Bytes>> =
@@ -339,6 +381,20 @@ impl Keeper {
         self.note("written", switched.await.unwrap_or_else(|_| Err(io::Error::other("panicked"))), None)
     }
 
+    /// Takes what is revoked out of the set of an earlier process, while another's secret is not known yet.
+    async fn remove_what_is_gone(&self) {
+        let gone = self.project.files.iter().zip(&self.contents);
+        let gone = gone.filter(|(_, content)| matches!(content, Content::Gone));
+        let targets: Vec<PathBuf> = gone.map(|(file, _)| file.target.clone()).collect();
+        let set = self.project.dir.join(write::CURRENT);
+        let removing = spawn_blocking(move || {
+            for target in targets {
+                let _ = write::remove(&set, &target);
+            }
+        });
+        let _ = removing.await;
+    }
+
     /// The bytes that belong into a file; `None` if it is not to be there.
     fn content(&self, index: usize) -> Option<Bytes> {
         let file = self.project.files.get(index)?;
@@ -354,7 +410,7 @@ impl Keeper {
     }
 
     /// Counts and logs what became of a change; true if files are other than before.
-    fn note(&self, result: &'static str, done: io::Result<bool>, target: Option<&Path>) -> bool {
+    fn note(&mut self, result: &'static str, done: io::Result<bool>, target: Option<&Path>) -> bool {
         let dir = self.project.dir.display();
         let file = target.map(|target| target.display().to_string());
         match done {
@@ -366,6 +422,7 @@ impl Keeper {
                 changed
             }
             Err(error) => {
+                self.has_failed = true;
                 self.metrics.wrote("failed");
                 tracing::error!(%dir, file, %error, "a secret cannot be written to its file");
                 false

@@ -4,9 +4,10 @@
 //! Nothing is written through a symlink.
 
 use std::collections::BTreeSet;
+use std::ffi::OsStr;
 use std::fs::{self, DirBuilder, File, OpenOptions, Permissions};
 use std::io::{self, ErrorKind, Read, Write};
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt, fchown, symlink};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt, fchown, symlink};
 use std::path::{Component, Path};
 
 use zeroize::Zeroizing;
@@ -18,14 +19,14 @@ use crate::net::Ownership;
 const DIRECTORY: u32 = 0o755;
 
 /// The symlink that leads to the set of files in force.
-const CURRENT: &str = "..data";
+pub(super) const CURRENT: &str = "..data";
 
 /// Puts `content` at `target` below `root`; false if it is there already.
 pub(super) fn put(root: &Path, target: &Path, content: &[u8], owner: Ownership) -> io::Result<bool> {
     let directory = make_directories(root, target)?;
     let name = target.file_name().ok_or(ErrorKind::InvalidInput)?;
     let place = directory.join(name);
-    if holds(&place, content, owner.mode)? {
+    if holds(&place, content, owner)? {
         return Ok(false);
     }
     let temporary = directory.join(format!("{TEMPORARY}{:016x}", fastrand::u64(..)));
@@ -45,8 +46,8 @@ fn write(path: &Path, content: &[u8], owner: Ownership) -> io::Result<()> {
     file.set_permissions(Permissions::from_mode(owner.mode))
 }
 
-/// Whether a regular file with this content and mode is there. Anything but a file or nothing is an error.
-fn holds(place: &Path, content: &[u8], mode: u32) -> io::Result<bool> {
+/// Whether a regular file with this content, mode and owner is there. Anything but a file or nothing is an error.
+fn holds(place: &Path, content: &[u8], owner: Ownership) -> io::Result<bool> {
     let found = match fs::symlink_metadata(place) {
         Err(error) if error.kind() == ErrorKind::NotFound => return Ok(false),
         found => found?,
@@ -55,7 +56,9 @@ fn holds(place: &Path, content: &[u8], mode: u32) -> io::Result<bool> {
         return Err(io::Error::new(ErrorKind::IsADirectory, "a directory lies where the file belongs"));
     }
     let may_be = found.is_file()
-        && found.permissions().mode() & 0o777 == mode
+        && found.permissions().mode() & 0o777 == owner.mode
+        && owner.uid.is_none_or(|uid| uid == found.uid())
+        && owner.gid.is_none_or(|gid| gid == found.gid())
         && found.len() == u64::try_from(content.len()).unwrap_or(u64::MAX);
     if !may_be {
         return Ok(false);
@@ -153,13 +156,27 @@ pub(super) fn switch(root: &Path, files: &[(&Path, &[u8])], owner: Ownership) ->
             _ => relink(root, &name.to_string_lossy(), &leads_to)?,
         }
     }
+    unlink(root, |name| !tops.contains(&Component::Normal(name)))
+}
+
+/// Removes those links of readers into the set whose names are `unwanted`.
+fn unlink(root: &Path, unwanted: impl Fn(&OsStr) -> bool) -> io::Result<()> {
     for entry in fs::read_dir(root)?.flatten() {
         let is_ours = fs::read_link(entry.path()).is_ok_and(|to| to.starts_with(CURRENT));
-        if is_ours && !tops.contains(&Component::Normal(&entry.file_name())) {
+        if is_ours && unwanted(&entry.file_name()) {
             fs::remove_file(entry.path())?;
         }
     }
     Ok(())
+}
+
+/// Removes a set with all that leads to it.
+pub(super) fn dissolve(root: &Path) -> io::Result<()> {
+    unlink(root, |_| true)?;
+    sweep(root)?;
+    let set = fs::read_link(root.join(CURRENT))?;
+    fs::remove_file(root.join(CURRENT))?;
+    fs::remove_dir_all(root.join(set))
 }
 
 /// Has the link `name` lead elsewhere, in one step.
@@ -187,7 +204,6 @@ pub(super) fn sweep(root: &Path) -> io::Result<()> {
 
 #[cfg(test)]
 mod tests {
-    use std::os::unix::fs::MetadataExt;
     use std::sync::Arc;
     use std::sync::atomic::{AtomicBool, Ordering};
     use std::thread;
@@ -331,5 +347,7 @@ mod tests {
             3,
             "the set, the link to it, and one link for readers"
         );
+        dissolve(&root).unwrap();
+        assert_eq!(fs::read_dir(&root).unwrap().count(), 0);
     }
 }

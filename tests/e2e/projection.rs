@@ -187,6 +187,35 @@ async fn a_reload_adds_and_removes_files_and_leaves_the_others_alone() {
     daemon.signal("HUP");
     daemon.logs("land on one path").await;
     assert!(at("one/c").exists(), "a wrong configuration changes nothing");
+    let together = "together = true\nsecrets = [\"a\", { secret = \"b\", path = \"deep/b\" }]";
+    daemon.rewrite_config(|text| text.replace("secrets = [\"b\", \"b\"]", together));
+    daemon.signal("HUP");
+    holds(&at("one/deep/b"), b"b").await;
+    assert!(at("one/..data").exists());
+    daemon.rewrite_config(|text| text.replace("together = true", "together = false"));
+    daemon.signal("HUP");
+    eventually("plain files are there", PATIENCE, async || {
+        !at("one/..data").exists()
+            && !at("one/deep").is_symlink()
+            && at("one/deep/b").is_file()
+            && at("one/a").is_file()
+    })
+    .await;
+    assert_eq!(fs::read_dir(at("one")).unwrap().count(), 2, "no set of files is left behind");
+}
+
+#[tokio::test]
+async fn a_file_that_could_not_be_written_is_written_once_it_can_be() {
+    let directory = memory();
+    let root = directory.path().join("root");
+    fs::write(&root, "in the way").unwrap();
+    let daemon = Setup::with_file("[[secret]]\nname = \"a\"\nstring = \"x\"\n")
+        .section(&project(&root, "secrets = [\"a\"]"))
+        .start()
+        .await;
+    daemon.logs("a secret cannot be written to its file").await;
+    fs::remove_file(&root).unwrap();
+    holds(&root.join("a"), b"x").await;
 }
 
 #[tokio::test]
