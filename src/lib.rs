@@ -16,13 +16,15 @@
 //! - [`projection`]: secrets as files.
 //! - [`lifecycle`]: readiness, supervised tasks, signals, drain.
 //! - [`config`], [`metrics`], [`telemetry`]: what is configured, counted and logged; [`document`]: strict
-//!   reading of TOML files; [`file_watch`]: noticing that a file changed; [`units`]: durations and sizes.
+//!   reading of TOML files; [`file_watch`]: noticing that a file changed; [`units`]: durations and sizes;
+//!   [`atomic_file`]: files that nobody sees half done.
 //! - [`app`]: builds the parts and owns the order of start and end; [`cli`]: the commands.
 //!
 //! Imports point one way; `tests/architecture.rs` holds the map and fails on any other arrow.
 
 pub mod access;
 pub mod app;
+pub mod atomic_file;
 pub mod cache;
 pub mod cli;
 pub mod config;

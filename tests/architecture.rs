@@ -13,14 +13,15 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("lifecycle", &[]),
     ("telemetry", &[]),
     ("units", &[]),
+    ("atomic_file", &[]),
     ("document", &[]),
     ("file_watch", &[]),
-    ("config", &["document", "secret", "units"]),
+    ("config", &["atomic_file", "document", "secret", "units"]),
     ("source", &["document", "file_watch", "secret"]),
     ("cache", &["source", "secret", "metrics"]),
     ("access", &["file_watch", "secret"]),
     ("net", &["lifecycle"]),
-    ("projection", &["cache", "config", "metrics", "net", "secret", "source"]),
+    ("projection", &["atomic_file", "cache", "metrics", "net", "secret", "source"]),
     ("server", &["access", "cache", "lifecycle", "metrics", "net", "secret", "source", "units"]),
     ("ops", &["cache", "lifecycle", "metrics", "net"]),
     (
@@ -40,7 +41,7 @@ const ARROWS: &[(&str, &[&str])] = &[
             "source",
         ],
     ),
-    ("cli", &["app", "config", "net", "secret", "source", "telemetry", "units"]),
+    ("cli", &["app", "atomic_file", "config", "net", "secret", "source", "telemetry", "units"]),
 ];
 
 /// Crates that only some modules may know.

@@ -9,7 +9,7 @@ mod load;
 mod project;
 
 pub use self::environment::{ClientAddress, Environment, EnvironmentError, config_path};
-pub use self::project::{Layout, OnChange, ProjectConfig, ProjectedSecret, SIGNALS, TEMPORARY};
+pub use self::project::{Layout, OnChange, ProjectConfig, ProjectedSecret, signal_name};
 
 use std::collections::BTreeMap;
 use std::fs;

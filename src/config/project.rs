@@ -5,17 +5,15 @@ use std::collections::BTreeMap;
 use std::path::{Component, Path, PathBuf};
 
 use super::load::{mode, path, word};
+use crate::atomic_file;
 use crate::document::{Section, Value};
 use crate::secret::{Field, SecretId, SecretPath, VersionSelector};
 
 /// The longest name of a file (`NAME_MAX` of limits.h).
 const MAX_NAME: usize = 255;
 
-/// With this begin the names of files that are being written.
-pub const TEMPORARY: &str = ".smcached-";
-
-/// The signals that may be sent after a change.
-pub const SIGNALS: [&str; 6] = ["HUP", "INT", "QUIT", "TERM", "USR1", "USR2"];
+/// The signals by which programs are told that something has changed.
+const SIGNALS: [&str; 6] = ["HUP", "INT", "QUIT", "TERM", "USR1", "USR2"];
 
 const SECRETS: &str = "a list of \"<group>/<key>\" or { secret = \"<group>/<key>\", version = \"..\", field = \"..\", path = \"..\" }";
 
@@ -71,7 +69,7 @@ pub enum OnChange {
     Command(Vec<String>),
     /// A signal is sent to the process whose number is in a file.
     Signal {
-        /// One of [`SIGNALS`].
+        /// Its name, such as `HUP`.
         signal: &'static str,
         /// The file.
         pid_file: PathBuf,
@@ -94,6 +92,13 @@ fn selector(version: Option<&str>) -> Option<VersionSelector> {
         Some(id) if is_id(id) => VersionSelector::new(Some(id), None).ok(),
         stage => VersionSelector::new(None, stage).ok(),
     }
+}
+
+/// The name, without `SIG`, of a signal by which programs are told of a change: `HUP`, `INT`, `QUIT`, `TERM`, `USR1` or
+/// `USR2`, with or without `SIG`.
+pub fn signal_name(text: &str) -> Option<&'static str> {
+    let name = text.strip_prefix("SIG").unwrap_or(text);
+    SIGNALS.into_iter().find(|known| *known == name)
 }
 
 /// Reads one `[[project]]`.
@@ -205,7 +210,7 @@ fn check_target(path: &str) -> Result<(), &'static str> {
             "" => return Err("its path has an empty part"),
             "." | ".." => return Err("its path has a part that is `.` or `..`"),
             part if part.len() > MAX_NAME => return Err("its path has a part of more than 255 bytes"),
-            part if part.starts_with(TEMPORARY) => {
+            part if part.starts_with(atomic_file::PREFIX) => {
                 return Err(
                     "its path has a part that begins with `.smcached-`, as files do that are being written",
                 );
@@ -223,8 +228,7 @@ fn on_change(section: &Section<'_>) -> Option<OnChange> {
     });
     let signal =
         section.entry("signal", "\"HUP\", \"INT\", \"QUIT\", \"TERM\", \"USR1\" or \"USR2\"", |value| {
-            let name = value.text()?.trim_start_matches("SIG");
-            SIGNALS.into_iter().find(|known| *known == name)
+            signal_name(value.text()?)
         });
     let pid_file = section.entry("pid_file", "the path of a file", path);
     section.refuse_the_rest();

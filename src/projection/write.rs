@@ -5,18 +5,15 @@
 
 use std::collections::BTreeSet;
 use std::ffi::OsStr;
-use std::fs::{self, DirBuilder, File, OpenOptions, Permissions};
-use std::io::{self, ErrorKind, Read, Write};
-use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt, fchown, symlink};
+use std::fs::{self, File};
+use std::io::{self, ErrorKind, Read};
+use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
 use std::path::{Component, Path};
 
 use zeroize::Zeroizing;
 
-use crate::config::TEMPORARY;
+use crate::atomic_file::{AtomicFile, PREFIX, make_directory, unused_name};
 use crate::net::Ownership;
-
-/// Mode of the directories that are made.
-const DIRECTORY: u32 = 0o755;
 
 /// The symlink that leads to the set of files in force.
 pub(super) const CURRENT: &str = "..data";
@@ -29,21 +26,11 @@ pub(super) fn put(root: &Path, target: &Path, content: &[u8], owner: Ownership) 
     if holds(&place, content, owner)? {
         return Ok(false);
     }
-    let temporary = directory.join(format!("{TEMPORARY}{:016x}", fastrand::u64(..)));
-    let written = write(&temporary, content, owner).and_then(|()| fs::rename(&temporary, &place));
-    if written.is_err() {
-        let _ = fs::remove_file(&temporary);
-    }
-    written.map(|()| true)
-}
-
-fn write(path: &Path, content: &[u8], owner: Ownership) -> io::Result<()> {
-    let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(path)?;
-    file.write_all(content)?;
-    if owner.uid.is_some() || owner.gid.is_some() {
-        fchown(&file, owner.uid, owner.gid)?;
-    }
-    file.set_permissions(Permissions::from_mode(owner.mode))
+    let file = AtomicFile::create(&directory)?;
+    file.chown(owner.uid, owner.gid)?;
+    file.fill(content, owner.mode)?;
+    file.rename(&place)?;
+    Ok(true)
 }
 
 /// Whether a regular file with this content, mode and owner is there. Anything but a file or nothing is an error.
@@ -85,19 +72,13 @@ fn make_directories(root: &Path, target: &Path) -> io::Result<std::path::PathBuf
 }
 
 pub(super) fn make_root(root: &Path) -> io::Result<()> {
+    if root.is_dir() {
+        return Ok(());
+    }
     for directory in root.ancestors().collect::<Vec<_>>().into_iter().rev() {
         make_directory(directory)?;
     }
     Ok(())
-}
-
-/// Whatever the umask is, others may enter.
-fn make_directory(directory: &Path) -> io::Result<()> {
-    match DirBuilder::new().mode(DIRECTORY).create(directory) {
-        Ok(()) => fs::set_permissions(directory, Permissions::from_mode(DIRECTORY)),
-        Err(_) if directory.is_dir() => Ok(()),
-        Err(error) => Err(error),
-    }
 }
 
 /// Removes a file, and the directories above it that are empty then; false if there is none.
@@ -118,7 +99,7 @@ pub(super) fn remove(root: &Path, target: &Path) -> io::Result<bool> {
 pub(super) fn clean(root: &Path) {
     for entry in fs::read_dir(root).into_iter().flatten().flatten() {
         let Ok(kind) = entry.file_type() else { continue };
-        if entry.file_name().to_string_lossy().starts_with(TEMPORARY) {
+        if entry.file_name().to_string_lossy().starts_with(PREFIX) {
             let _ = fs::remove_file(entry.path());
         } else if kind.is_dir() {
             clean(&entry.path());
@@ -181,7 +162,7 @@ pub(super) fn dissolve(root: &Path) -> io::Result<()> {
 
 /// Has the link `name` lead elsewhere, in one step.
 fn relink(root: &Path, name: &str, to: &Path) -> io::Result<()> {
-    let temporary = root.join(format!("{TEMPORARY}{:016x}", fastrand::u64(..)));
+    let temporary = unused_name(root);
     symlink(to, &temporary)?;
     fs::rename(&temporary, root.join(name)).inspect_err(|_| drop(fs::remove_file(&temporary)))
 }

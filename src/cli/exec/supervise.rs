@@ -25,6 +25,7 @@ use crate::cli::backoff::Backoff;
 use crate::cli::daemon::Daemon;
 use crate::cli::watch::{Event, Watch};
 use crate::cli::{Exit, complain};
+use crate::config::signal_name;
 
 /// Changes within this time are one.
 const SETTLING: Duration = Duration::from_millis(200);
@@ -46,10 +47,6 @@ const PASSED_ON: [Signal; 7] = [
     Signal::SIGWINCH,
 ];
 
-/// What a command may be sent when a secret has changed.
-const SENDABLE: [Signal; 6] =
-    [Signal::SIGHUP, Signal::SIGUSR1, Signal::SIGUSR2, Signal::SIGINT, Signal::SIGTERM, Signal::SIGQUIT];
-
 /// What to do when a secret has changed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Reaction {
@@ -62,10 +59,7 @@ pub(super) enum Reaction {
 impl Reaction {
     /// `restart`, or `signal=HUP` with or without `SIG`.
     pub(super) fn parse(text: &str) -> Result<Self, String> {
-        let named = |name: &str| {
-            let name = name.strip_prefix("SIG").unwrap_or(name);
-            SENDABLE.into_iter().find(|signal| signal.as_str().strip_prefix("SIG") == Some(name))
-        };
+        let named = |name: &str| format!("SIG{}", signal_name(name)?).parse().ok();
         match text.strip_prefix("signal=") {
             None if text == "restart" => Some(Self::Restart),
             None => None,

@@ -1,14 +1,13 @@
 //! The file into which the secret goes: all of it or nothing, readable for all who see the volume.
 
 use std::fmt;
-use std::fs::{self, DirBuilder, File, OpenOptions, Permissions};
-use std::io::{self, Write};
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
+use std::io;
 use std::path::{Path, PathBuf};
+
+use crate::atomic_file::{AtomicFile, make_directory};
 
 /// The task's container may run as any user.
 const FILE_MODE: u32 = 0o444;
-const DIRECTORY_MODE: u32 = 0o755;
 
 /// A path below a directory, and never beside it.
 #[derive(Debug, PartialEq, Eq)]
@@ -75,9 +74,9 @@ impl Place {
     pub(super) fn write(&self, value: &[u8]) -> Result<(), PlaceError> {
         let folder = self.make_folders()?;
         let temporary =
-            Temporary::create(&folder).map_err(|error| self.failed("write to", &folder, error))?;
+            AtomicFile::create(&folder).map_err(|error| self.failed("write to", &folder, error))?;
         let path = self.path();
-        temporary.fill(value).map_err(|error| self.failed("write", &path, error))?;
+        temporary.fill(value, FILE_MODE).map_err(|error| self.failed("write", &path, error))?;
         temporary.rename(&path).map_err(|error| self.failed("write", &path, error))
     }
 
@@ -87,13 +86,7 @@ impl Place {
         let (_, folders) = self.components.split_last().unwrap_or((&self.components[0], &[]));
         for component in folders {
             folder.push(component);
-            let made = match DirBuilder::new().mode(DIRECTORY_MODE).create(&folder) {
-                // The umask may have taken some of its mode.
-                Ok(()) => fs::set_permissions(&folder, Permissions::from_mode(DIRECTORY_MODE)),
-                Err(_) if folder.is_dir() => Ok(()),
-                Err(error) => Err(error),
-            };
-            made.map_err(|error| self.failed("make the directory", &folder, error))?;
+            make_directory(&folder).map_err(|error| self.failed("make the directory", &folder, error))?;
         }
         Ok(folder)
     }
@@ -103,44 +96,10 @@ impl Place {
     }
 }
 
-/// A file under a name of its own. Removed when dropped, unless it was renamed.
-struct Temporary {
-    file: File,
-    path: PathBuf,
-}
-
-impl Temporary {
-    fn create(folder: &Path) -> io::Result<Self> {
-        let path = folder.join(format!(".{:016x}.tmp", fastrand::u64(..)));
-        // It must be new: a link that lies there is not followed.
-        let file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&path)?;
-        Ok(Self { file, path })
-    }
-
-    fn fill(&self, value: &[u8]) -> io::Result<()> {
-        (&self.file).write_all(value)?;
-        self.file.set_permissions(Permissions::from_mode(FILE_MODE))
-    }
-
-    fn rename(mut self, to: &Path) -> io::Result<()> {
-        fs::rename(&self.path, to)?;
-        self.path = PathBuf::new();
-        Ok(())
-    }
-}
-
-impl Drop for Temporary {
-    fn drop(&mut self) {
-        if !self.path.as_os_str().is_empty() {
-            // Nothing can be done about a failure, and nobody reads a file of this name.
-            let _ = fs::remove_file(&self.path);
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
-    use std::os::unix::fs::{MetadataExt, symlink};
+    use std::fs::{self, Permissions};
+    use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
 
     use super::*;
 
