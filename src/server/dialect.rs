@@ -3,6 +3,9 @@
 //! Programs look at AWS's error codes, and the SDKs retry by them, so a code here is chosen for what a client does
 //! next (<https://docs.aws.amazon.com/secretsmanager/latest/apireference/CommonErrors.html>).
 
+/// The media type of AWS JSON 1.1.
+pub(super) const AWS_JSON: &str = "application/x-amz-json-1.1";
+
 /// An API, as far as errors differ.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Dialect {

@@ -13,7 +13,7 @@ use hyper::header::{
 use hyper::{Method, Response, StatusCode};
 use serde::Serialize;
 
-use super::dialect::{AgentError, AwsError, Dialect, as_agent, as_aws};
+use super::dialect::{AWS_JSON, AgentError, AwsError, Dialect, as_agent, as_aws};
 use super::headers::rendered;
 use crate::access::Denied;
 use crate::cache::ReadError;
@@ -25,7 +25,6 @@ use crate::source::SourceError;
 const RETRY_AFTER_SECONDS: u64 = 5;
 
 const TEXT: &str = "text/plain; charset=utf-8";
-const AWS_JSON: &str = "application/x-amz-json-1.1";
 
 /// An error as a client sees it.
 #[derive(Debug)]

@@ -9,7 +9,7 @@ use http_body_util::Full;
 use hyper::header::{CONTENT_TYPE, HeaderValue};
 use hyper::{Request, Response};
 
-use super::cache_status::{failed_status, note_source};
+use super::cache_status::{failed, note_source};
 use super::metadata::{DateForm, Metadata};
 use super::query::{self, QueryError};
 use crate::access::Gate;
@@ -37,10 +37,7 @@ pub(in crate::server) async fn read<B>(
     // As that agent does, what is held is served where asking anew fails; and where it is asked for too often.
     let stale_if_error = query.refresh_now.then_some(Duration::MAX);
     let demand = Demand { no_cache: query.refresh_now, stale_if_error, ..Demand::default() };
-    let answer = shared.cache.read(&key, &demand).await.map_err(|error| {
-        let status = failed_status(&error);
-        Problem::from(error).cache_status(status)
-    })?;
+    let answer = shared.cache.read(&key, &demand).await.map_err(failed)?;
     let body = Metadata::new(&answer.held.version, None, DateForm::Text).render();
     let mut response = Response::new(Full::new(body));
     response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));

@@ -4,6 +4,7 @@ use hyper::header::{AGE, CACHE_CONTROL, HeaderMap, HeaderName, HeaderValue};
 
 use crate::cache::{Answer, Forward, ReadError, Served};
 use crate::server::headers::{HitHeaders, rendered};
+use crate::server::problem::Problem;
 
 const CACHE_STATUS: HeaderName = HeaderName::from_static("cache-status");
 
@@ -35,8 +36,14 @@ fn cache_status(hit_headers: &HitHeaders, answer: &Answer) -> HeaderValue {
     rendered(&format!("smcached; hit; ttl={sign}{}; detail={detail}", age.abs_diff(ttl)))
 }
 
+/// A read that failed, as an answer that tells how.
+pub(super) fn failed(error: ReadError) -> Problem {
+    let status = failed_status(&error);
+    Problem::from(error).cache_status(status)
+}
+
 /// The `Cache-Status` of a read that failed.
-pub(super) fn failed_status(error: &ReadError) -> HeaderValue {
+fn failed_status(error: &ReadError) -> HeaderValue {
     match error {
         ReadError::NotHeld => HeaderValue::from_static("smcached; detail=only-if-cached"),
         ReadError::ForcedTooOften { .. } => {

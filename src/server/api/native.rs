@@ -9,7 +9,7 @@ use hyper::{Request, Response, StatusCode};
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 use tokio::time::Instant;
 
-use super::cache_status::{failed_status, note_source};
+use super::cache_status::{failed, note_source};
 use super::metadata::{DateForm, Metadata};
 use super::query::{self, QueryError};
 use crate::access::Gate;
@@ -53,10 +53,7 @@ pub(in crate::server) async fn read<B>(
             }
         }
     };
-    let answer = answer.map_err(|error| {
-        let status = failed_status(&error);
-        Problem::from(error).cache_status(status)
-    })?;
+    let answer = answer.map_err(failed)?;
     render(&shared.hit_headers, &answer, field, headers)
 }
 

@@ -17,7 +17,7 @@ use serde::{Deserialize, Serialize};
 use tokio::task::JoinSet;
 use tokio::time::timeout;
 
-use super::cache_status::{failed_status, note_source};
+use super::cache_status::{failed, note_source};
 use super::metadata::{DateForm, Metadata, render};
 use crate::access::Gate;
 use crate::cache::{Answer, Demand, ReadError};
@@ -26,6 +26,7 @@ use crate::secret::{
     Origin, SecretDescription, SecretId, SecretKey, SecretVersion, VersionSelector, is_region,
 };
 use crate::server::Shared;
+use crate::server::dialect::AWS_JSON;
 use crate::server::guards::signing_region;
 use crate::server::headers::rendered;
 use crate::server::problem::Problem;
@@ -267,17 +268,12 @@ impl Api<'_> {
     fn response(&self, body: Bytes, answer: Option<&Answer>) -> Response<Body> {
         let mut response = Response::new(Full::new(body));
         let headers = response.headers_mut();
-        headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/x-amz-json-1.1"));
+        headers.insert(CONTENT_TYPE, HeaderValue::from_static(AWS_JSON));
         if let Some(answer) = answer {
             note_source(headers, &self.shared.hit_headers, answer);
         }
         response
     }
-}
-
-fn failed(error: ReadError) -> Problem {
-    let status = failed_status(&error);
-    Problem::from(error).cache_status(status)
 }
 
 #[cfg(test)]
