@@ -1,7 +1,6 @@
 //! From the configuration to the parts that it describes.
 
 use std::sync::Arc;
-use std::time::Duration;
 
 use super::AppError;
 use crate::access::{Gate, Patterns, TokenError, TokenFile};
@@ -16,12 +15,9 @@ use crate::net::{Ownership, UnknownOwner};
 use crate::projection::{Hook, Project, ProjectedFile};
 use crate::secret::{Field, Group, Origin, Resolver, SecretPath, VersionSelector};
 use crate::server::Rules;
-use crate::source::aws::{AwsOptions, AwsSource};
+use crate::source::aws::{AwsOptions, AwsSource, IDENTITY_TIMEOUT};
 use crate::source::file::FileSource;
 use crate::source::{SecretSource, Tag};
-
-/// The longest that the AWS SDK may look for an identity, whatever `fetch_timeout` is: its own default.
-const MAX_IDENTITY_TIMEOUT: Duration = Duration::from_secs(5);
 
 pub(super) fn source(
     config: &Config,
@@ -46,7 +42,7 @@ pub(super) fn source(
                 connect_timeout: aws.connect_timeout,
                 attempt_timeout: aws.attempt_timeout,
                 operation_timeout: call_options(config).call_timeout(),
-                identity_timeout: config.cache.fetch_timeout.mul_f64(0.7).min(MAX_IDENTITY_TIMEOUT),
+                identity_timeout: config.cache.fetch_timeout.mul_f64(0.7).min(IDENTITY_TIMEOUT),
                 ca_bundle: environment.ca_bundle()?,
                 credential_files: environment.credential_files(),
             };

@@ -14,7 +14,7 @@ use super::retry;
 use crate::cli::daemon::{Daemon, Failure, Refusal, Version};
 use crate::config::{AwsConfig, ClientAddress, Environment, EnvironmentError};
 use crate::net::{ClientError, PATIENCE};
-use crate::source::aws::{AwsOptions, AwsSource};
+use crate::source::aws::{AwsOptions, AwsSource, IDENTITY_TIMEOUT};
 use crate::source::{SecretSource, SourceError};
 
 /// How long a daemon that the environment names may take to start listening.
@@ -26,9 +26,6 @@ const CONNECT_INTERVAL: Duration = Duration::from_millis(100);
 /// How long something on this host may take to show that it is a daemon of ours: longer than one takes that has to
 /// ask AWS.
 const INTRODUCTION: Duration = Duration::from_secs(10);
-
-/// The longest that the AWS SDK may look for an identity: its own default.
-const IDENTITY_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// What there is to ask.
 pub(super) struct Ways {

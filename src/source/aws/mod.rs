@@ -25,6 +25,9 @@ use self::clients::{Clients, Place};
 use super::{Fetching, FetchingBatch, Listing, Probing, SecretSource, SourceError, Tag};
 use crate::secret::{SecretKey, SecretValue, SecretVersion};
 
+/// The longest that the AWS SDK looks for an identity by its own default, and so the longest that is ever sensible.
+pub const IDENTITY_TIMEOUT: Duration = Duration::from_secs(5);
+
 /// How AWS is reached. What is `None` is left to the SDK's own chain.
 #[derive(Clone)]
 pub struct AwsOptions {
