@@ -2,7 +2,7 @@
 //! never two at a time.
 
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::Stdio;
 use std::sync::Arc;
 use std::time::Duration;
@@ -11,7 +11,6 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use tokio::process::Command;
 use tokio::sync::Notify;
-use tokio::task::AbortHandle;
 use tokio::time::{sleep, timeout};
 
 /// Changes that come within this time are one.
@@ -37,21 +36,15 @@ pub enum Hook {
     },
 }
 
-/// Waits for changes, and does what is to be done. The first value tells it of one.
-pub(super) fn start(hook: Option<Hook>, dir: &Path) -> (Arc<Notify>, AbortHandle) {
-    let changed = Arc::new(Notify::new());
-    let (heard, dir) = (Arc::clone(&changed), dir.to_owned());
-    let task = tokio::spawn(async move {
-        let Some(hook) = hook else { return };
-        loop {
-            heard.notified().await;
-            sleep(LINGER).await;
-            if let Err(error) = hook.run().await {
-                tracing::warn!(dir = %dir.display(), error, "what is to be done after a change failed");
-            }
+/// Does what is to be done whenever it is told of a change.
+pub(super) async fn follow(hook: Hook, dir: PathBuf, changed: Arc<Notify>) {
+    loop {
+        changed.notified().await;
+        sleep(LINGER).await;
+        if let Err(error) = hook.run().await {
+            tracing::warn!(dir = %dir.display(), error, "what is to be done after a change failed");
         }
-    });
-    (changed, task.abort_handle())
+    }
 }
 
 impl Hook {

@@ -17,7 +17,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use nix::sys::statfs::{FsType, TMPFS_MAGIC, statfs};
-use tokio::sync::{mpsc, oneshot, watch};
+use tokio::sync::{Notify, mpsc, oneshot, watch};
 use tokio::task::{JoinSet, spawn_blocking};
 use tokio::time::{Instant, sleep, sleep_until, timeout};
 
@@ -176,8 +176,9 @@ async fn replace(
         let still: Vec<PathBuf> =
             next.into_iter().flat_map(|next| &next.files).map(|file| file.target.clone()).collect();
         let is_continued = next.is_some();
-        let removing = spawn_blocking(move || {
-            let removed = match (project.together, is_continued) {
+        let dir = project.dir.clone();
+        let removed = blocking(move || {
+            match (project.together, is_continued) {
                 // The next set takes its place.
                 (true, true) => Ok(()),
                 (true, false) => write::dissolve(&project.dir),
@@ -188,12 +189,11 @@ async fn replace(
                         .map(|file| write::remove(&project.dir, &file.target).map(drop))
                         .fold(Ok(()), io::Result::and)
                 }
-            };
-            if let Err(error) = removed {
-                tracing::warn!(dir = %project.dir.display(), %error, "files that are no longer wanted cannot be removed");
             }
         });
-        let _ = removing.await;
+        if let Err(error) = removed.await {
+            tracing::warn!(dir = %dir.display(), %error, "files that are no longer wanted cannot be removed");
+        }
     }
     for project in wanted {
         if !running.iter().any(|running| running.project == project) {
@@ -250,18 +250,20 @@ impl Keeper {
 
     /// Until `stopped` resolves. `trying` is told once every file has been tried.
     async fn keep(mut self, trying: oneshot::Sender<()>, mut stopped: oneshot::Receiver<()>) {
-        let project = Arc::clone(&self.project);
-        let prepared = spawn_blocking(move || prepare(&project.dir)).await;
-        if let Ok(Err(error)) = prepared {
+        let dir = self.project.dir.clone();
+        if let Err(error) = blocking(move || prepare(&dir)).await {
             tracing::warn!(dir = %self.project.dir.display(), %error, "a directory for secrets cannot be made");
         }
         let (telling, mut news) = mpsc::channel(16);
-        let mut watchers = JoinSet::new();
+        let mut tasks = JoinSet::new();
         for (index, file) in self.project.files.iter().enumerate() {
-            watchers.spawn(watch(self.cache.clone(), file.key.clone(), index, telling.clone()));
+            tasks.spawn(watch(self.cache.clone(), file.key.clone(), index, telling.clone()));
         }
         drop(telling);
-        let (hurry, hook) = hook::start(self.project.hook.clone(), &self.project.dir);
+        let changed = Arc::new(Notify::new());
+        if let Some(hook) = self.project.hook.clone() {
+            tasks.spawn(hook::follow(hook, self.project.dir.clone(), Arc::clone(&changed)));
+        }
         let mut trying = Some(trying);
         let mut switch_at: Option<Instant> = None;
         let mut sweep_at: Option<Instant> = None;
@@ -283,7 +285,7 @@ impl Keeper {
                             // From the first of those that come together, so that no stream of them puts it off.
                             switch_at = switch_at.or(Some(Instant::now() + LINGER));
                         } else if self.write(index).await && self.is_settled {
-                            hurry.notify_one();
+                            changed.notify_one();
                         }
                     }
                     if switch_at.is_none() {
@@ -295,7 +297,7 @@ impl Keeper {
                     if self.switch().await {
                         sweep_at = Some(Instant::now() + KEPT_FOR);
                         if self.is_settled {
-                            hurry.notify_one();
+                            changed.notify_one();
                         }
                         self.is_settled = true;
                     }
@@ -306,17 +308,17 @@ impl Keeper {
                     if self.project.together {
                         switch_at = Some(Instant::now());
                     } else if self.write_all().await {
-                        hurry.notify_one();
+                        changed.notify_one();
                     }
                 }
                 () = sleep_until(sweep_at.unwrap_or_else(Instant::now)), if sweep_at.is_some() => {
                     sweep_at = None;
-                    let project = Arc::clone(&self.project);
-                    let _ = spawn_blocking(move || write::sweep(&project.dir)).await;
+                    let dir = self.project.dir.clone();
+                    let swept = blocking(move || write::sweep(&dir).map(|()| false)).await;
+                    self.note("removed", swept, None);
                 }
             }
         }
-        hook.abort();
     }
 
     /// Once every file has been tried, what comes after is a change.
@@ -344,20 +346,15 @@ impl Keeper {
     /// Writes or removes one file; true if that changed it.
     async fn write(&mut self, index: usize) -> bool {
         let project = Arc::clone(&self.project);
-        let Some(file) = project.files.get(index) else { return false };
+        let Some(target) = project.files.get(index).map(|file| file.target.clone()) else { return false };
         let content = self.content(index);
-        let (project, target) = (Arc::clone(&self.project), file.target.clone());
-        let is_removal = content.is_none();
-        let written = spawn_blocking(move || match content {
-            Some(content) => write::put(&project.dir, &target, &content, project.owner),
-            None => write::remove(&project.dir, &target),
+        let result = if content.is_some() { "written" } else { "removed" };
+        let place = target.clone();
+        let done = blocking(move || match content {
+            Some(content) => write::put(&project.dir, &place, &content, project.owner),
+            None => write::remove(&project.dir, &place),
         });
-        let result = if is_removal { "removed" } else { "written" };
-        self.note(
-            result,
-            written.await.unwrap_or_else(|_| Err(io::Error::other("panicked"))),
-            Some(&file.target),
-        )
+        self.note(result, done.await, Some(&target))
     }
 
     /// Makes and switches to a new set, once everything is known; true if that was done.
@@ -369,7 +366,7 @@ impl Keeper {
         let contents: Vec<Option<Bytes>> =
             (0..self.contents.len()).map(|index| self.content(index)).collect();
         let project = Arc::clone(&self.project);
-        let switched = spawn_blocking(move || {
+        let switched = blocking(move || {
             let files: Vec<(&Path, &[u8])> = project
                 .files
                 .iter()
@@ -378,21 +375,19 @@ impl Keeper {
                 .collect();
             write::switch(&project.dir, &files, project.owner).map(|()| true)
         });
-        self.note("written", switched.await.unwrap_or_else(|_| Err(io::Error::other("panicked"))), None)
+        self.note("written", switched.await, None)
     }
 
     /// Takes what is revoked out of the set of an earlier process, while another's secret is not known yet.
-    async fn remove_what_is_gone(&self) {
+    async fn remove_what_is_gone(&mut self) {
         let gone = self.project.files.iter().zip(&self.contents);
         let gone = gone.filter(|(_, content)| matches!(content, Content::Gone));
         let targets: Vec<PathBuf> = gone.map(|(file, _)| file.target.clone()).collect();
         let set = self.project.dir.join(write::CURRENT);
-        let removing = spawn_blocking(move || {
-            for target in targets {
-                let _ = write::remove(&set, &target);
-            }
+        let removed = blocking(move || {
+            targets.iter().try_fold(false, |removed, target| Ok(write::remove(&set, target)? || removed))
         });
-        let _ = removing.await;
+        self.note("removed", removed.await, None);
     }
 
     /// The bytes that belong into a file; `None` if it is not to be there.
@@ -469,6 +464,13 @@ async fn watch(cache: Cache, key: SecretKey, index: usize, telling: mpsc::Sender
         }
         sleep(rest.mul_f64(0.5 + fastrand::f64())).await;
     }
+}
+
+/// Work on files, off the threads that answer readers.
+async fn blocking<T: Send + 'static>(work: impl FnOnce() -> io::Result<T> + Send + 'static) -> io::Result<T> {
+    spawn_blocking(work)
+        .await
+        .unwrap_or_else(|_| Err(io::Error::other("panicked; this is a defect of smcached")))
 }
 
 /// Makes the directory, removes what was left half written, and warns where values would reach a disk.
