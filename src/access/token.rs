@@ -4,14 +4,15 @@ use std::fs::{self, OpenOptions, Permissions};
 use std::io::{self, Write};
 use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
-use subtle::ConstantTimeEq;
+use subtle::{Choice, ConstantTimeEq};
 use thiserror::Error;
+use tokio::time::Instant;
 use zeroize::Zeroizing;
 
 use crate::file_watch::FileWatch;
@@ -49,11 +50,34 @@ pub enum TokenError {
     Random(getrandom::Error),
 }
 
-/// A token file and the token that was last read from it.
+/// How long a token that was replaced stays valid: callers may have read it a moment before.
+pub const TOKEN_OVERLAP: Duration = Duration::from_secs(10);
+
+/// A caller with a token that is not known has the file looked at, so that a new one is valid at once; no more often
+/// than this.
+const LOOK_PAUSE: Duration = Duration::from_millis(100);
+
+/// What a file holds: a token a line.
+type Tokens = Vec<Zeroizing<Vec<u8>>>;
+
+/// A token file and the tokens that were last read from it: one, or as many as it has lines.
 pub struct TokenFile {
     path: PathBuf,
-    token: ArcSwap<Zeroizing<Vec<u8>>>,
-    watch: Mutex<FileWatch>,
+    tokens: ArcSwap<Valid>,
+    look: Mutex<Look>,
+}
+
+/// The tokens that are accepted.
+struct Valid {
+    current: Tokens,
+    /// Those before, and until when they are.
+    replaced: Tokens,
+    replaced_until: Instant,
+}
+
+struct Look {
+    watch: FileWatch,
+    not_before: Instant,
 }
 
 impl std::fmt::Debug for TokenFile {
@@ -63,22 +87,41 @@ impl std::fmt::Debug for TokenFile {
 }
 
 impl TokenFile {
-    /// Reads the token; makes a file with a random one, mode 0640, where there is none.
+    /// Reads the tokens; makes a file with a random one, mode 0640, where there is none.
     pub fn open(path: &Path) -> Result<Self, TokenError> {
-        let watch = Mutex::new(FileWatch::new(path));
-        let token = match read(path) {
+        let watch = FileWatch::new(path);
+        let current = match read(path) {
             Err(TokenError::Io { error, .. }) if error.kind() == io::ErrorKind::NotFound => {
                 create(path)?;
                 read(path)?
             }
-            token => token?,
+            tokens => tokens?,
         };
-        Ok(Self { path: path.to_owned(), token: ArcSwap::from_pointee(token), watch })
+        let now = Instant::now();
+        let valid = Valid { current, replaced: Tokens::new(), replaced_until: now };
+        Ok(Self {
+            path: path.to_owned(),
+            tokens: ArcSwap::from_pointee(valid),
+            look: Mutex::new(Look { watch, not_before: now }),
+        })
     }
 
-    /// Whether this is the token. Takes the same time wherever the two differ.
+    /// Whether this is a token. Takes the same time wherever it differs from those that are.
     pub fn matches(&self, presented: &[u8]) -> bool {
-        self.token.load().as_slice().ct_eq(presented).into()
+        self.is_valid(presented) || (self.look() && self.is_valid(presented))
+    }
+
+    fn is_valid(&self, presented: &[u8]) -> bool {
+        let valid = self.tokens.load();
+        let is_among = |tokens: &Tokens| {
+            tokens.iter().fold(Choice::from(0), |found, token| found | token.as_slice().ct_eq(presented))
+        };
+        let is_current = is_among(&valid.current);
+        if Instant::now() < valid.replaced_until {
+            (is_current | is_among(&valid.replaced)).into()
+        } else {
+            is_current.into()
+        }
     }
 
     /// Where it is.
@@ -86,31 +129,42 @@ impl TokenFile {
         &self.path
     }
 
-    /// Rereads the file if it has changed. One that is gone or empty changes nothing.
-    pub fn look(&self) {
-        let mut watch = self.watch.lock().unwrap_or_else(PoisonError::into_inner);
-        if !watch.has_changed() {
-            return;
+    /// Rereads the file if it has changed. One that is gone or empty changes nothing. True where there are new tokens.
+    pub fn look(&self) -> bool {
+        let Ok(mut look) = self.look.try_lock() else { return false };
+        let now = Instant::now();
+        if now < look.not_before {
+            return false;
+        }
+        look.not_before = now + LOOK_PAUSE;
+        if !look.watch.has_changed() {
+            return false;
         }
         match read(&self.path) {
-            Ok(token) if **self.token.load() == token => {}
-            Ok(token) => {
-                self.token.store(Arc::new(token));
+            Ok(tokens) if self.tokens.load().current == tokens => false,
+            Ok(current) => {
+                let replaced = self.tokens.load().current.clone();
+                self.tokens.store(Arc::new(Valid { current, replaced, replaced_until: now + TOKEN_OVERLAP }));
                 tracing::info!(path = %self.path.display(), "the token was reread");
+                true
             }
-            Err(error) => tracing::warn!(%error, "the token cannot be reread; the old one stays valid"),
+            Err(error) => {
+                tracing::warn!(%error, "the token cannot be reread; the old one stays valid");
+                false
+            }
         }
     }
 }
 
-fn read(path: &Path) -> Result<Zeroizing<Vec<u8>>, TokenError> {
+fn read(path: &Path) -> Result<Tokens, TokenError> {
     let fail = |error| TokenError::Io { path: path.to_owned(), doing: "read", error };
     let text = Zeroizing::new(fs::read(path).map_err(fail)?);
-    let token = text.trim_ascii();
-    if token.is_empty() {
+    let lines = text.split(|byte| *byte == b'\n').map(<[u8]>::trim_ascii).filter(|line| !line.is_empty());
+    let tokens: Tokens = lines.map(|line| Zeroizing::new(line.to_vec())).collect();
+    if tokens.is_empty() {
         return Err(TokenError::Empty { path: path.to_owned() });
     }
-    Ok(Zeroizing::new(token.to_vec()))
+    Ok(tokens)
 }
 
 /// Makes the file under another name and links it into place, so that nobody ever reads half a token,
@@ -146,6 +200,8 @@ fn create(path: &Path) -> Result<(), TokenError> {
 mod tests {
     use std::os::unix::fs::MetadataExt;
 
+    use tokio::time::advance;
+
     use super::*;
 
     #[test]
@@ -172,17 +228,40 @@ mod tests {
         assert!(matches!(TokenFile::open(&path), Err(TokenError::Empty { .. })));
     }
 
-    #[test]
-    fn a_new_token_is_reread_and_a_missing_file_keeps_the_old_one() {
+    #[tokio::test(start_paused = true)]
+    async fn a_new_token_is_valid_at_once_and_the_old_one_for_a_while() {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("token");
         fs::write(&path, "old").unwrap();
         let token = TokenFile::open(&path).unwrap();
         fs::write(&path, "newer").unwrap();
-        token.look();
+        assert!(token.matches(b"newer") && token.matches(b"old"));
+        advance(TOKEN_OVERLAP).await;
         assert!(token.matches(b"newer") && !token.matches(b"old"));
         fs::remove_file(&path).unwrap();
         token.look();
+        assert!(token.matches(b"newer"));
+    }
+
+    #[test]
+    fn each_line_is_a_token() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("token");
+        fs::write(&path, "one\n\n two \n").unwrap();
+        let token = TokenFile::open(&path).unwrap();
+        assert!(token.matches(b"one") && token.matches(b"two") && !token.matches(b"one\n\n two"));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn guesses_do_not_have_the_file_looked_at_each_time() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("token");
+        fs::write(&path, "old").unwrap();
+        let token = TokenFile::open(&path).unwrap();
+        assert!(!token.matches(b"guess"));
+        fs::write(&path, "newer").unwrap();
+        assert!(!token.matches(b"newer"), "looked at a moment ago");
+        advance(LOOK_PAUSE).await;
         assert!(token.matches(b"newer"));
     }
 

@@ -41,6 +41,7 @@ pub(super) fn as_aws(code: &str) -> AwsError {
         "upstream_access_denied"
         | "caller_not_allowed"
         | "host_not_allowed"
+        | "origin_not_allowed"
         | "forwarded_request"
         | "operation_not_allowed" => ("AccessDeniedException", 400, None),
         "token_missing" => ("MissingAuthenticationTokenException", 400, None),
@@ -88,9 +89,8 @@ pub(super) fn as_agent(code: &str) -> AgentError {
         "method_not_allowed" => AgentError::Text(405, "Not allowed"),
         "route_not_found" => AgentError::Text(404, "Not found"),
         "unknown_parameter" | "repeated_parameter" | "invalid_parameter" | "missing_parameter"
-        | "malformed_request" | "body_not_accepted" | "uri_too_long" | "host_not_allowed" => {
-            AgentError::Detail
-        }
+        | "malformed_request" | "body_not_accepted" | "uri_too_long" | "host_not_allowed"
+        | "origin_not_allowed" => AgentError::Detail,
         "caller_not_allowed" => of_agent(aws.kind, 403),
         "upstream_error" | "upstream_unusable_answer" | "upstream_unreachable" => {
             of_agent("ConnectionError", 502)

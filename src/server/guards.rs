@@ -4,7 +4,7 @@
 //! here, so that nobody can smuggle one request inside another or be misled about whom it is for.
 
 use hyper::header::{
-    AUTHORIZATION, CONTENT_LENGTH, FORWARDED, HOST, HeaderMap, HeaderName, TRANSFER_ENCODING, VIA,
+    AUTHORIZATION, CONTENT_LENGTH, FORWARDED, HOST, HeaderMap, HeaderName, ORIGIN, TRANSFER_ENCODING, VIA,
 };
 use hyper::http::uri::Authority;
 use hyper::{Method, Request, Version};
@@ -22,7 +22,7 @@ const MAX_TARGET: usize = 8 << 10;
 /// The guards of one listener.
 #[derive(Debug)]
 pub(super) struct Guards {
-    /// On TCP, the host names that are accepted besides those of loopback.
+    /// On TCP, the host names that are accepted besides those of loopback; on a Unix socket the name means nothing.
     allowed_hosts: Option<Vec<String>>,
 }
 
@@ -31,8 +31,8 @@ impl Guards {
         Self { allowed_hosts }
     }
 
-    /// Checks the message's form, and on TCP that it came neither by way of a proxy nor under a foreign
-    /// name (DNS rebinding).
+    /// Checks the message's form, that it came neither by way of a proxy nor from a web page, and on TCP that it came
+    /// under no foreign name (DNS rebinding).
     pub(super) fn check<B: hyper::body::Body>(&self, request: &Request<B>) -> Result<(), Problem> {
         let headers = request.headers();
         if headers.contains_key(TRANSFER_ENCODING) && headers.contains_key(CONTENT_LENGTH) {
@@ -54,20 +54,18 @@ impl Guards {
         {
             return Err(Problem::malformed("the target's authority and the Host header differ"));
         }
-        match &self.allowed_hosts {
-            Some(allowed) => check_tcp(headers, host.as_ref(), allowed),
-            None => Ok(()),
+        if [X_FORWARDED_FOR, FORWARDED, VIA].iter().any(|name| headers.contains_key(name)) {
+            return Err(Problem::forwarded());
         }
+        if headers.contains_key(ORIGIN) {
+            return Err(Problem::foreign_origin());
+        }
+        // A request of HTTP/1.0 may lack the header; browsers, which rebinding needs, always send it.
+        let is_ours = |allowed: &[String]| {
+            host.as_ref().is_none_or(|host| is_loopback(host.host()) || is_listed(host, allowed))
+        };
+        if self.allowed_hosts.as_deref().is_none_or(is_ours) { Ok(()) } else { Err(Problem::foreign_host()) }
     }
-}
-
-fn check_tcp(headers: &HeaderMap, host: Option<&Authority>, allowed: &[String]) -> Result<(), Problem> {
-    if [X_FORWARDED_FOR, FORWARDED, VIA].iter().any(|name| headers.contains_key(name)) {
-        return Err(Problem::forwarded());
-    }
-    // A request of HTTP/1.0 may lack the header; browsers, which rebinding needs, always send it.
-    let is_allowed = host.is_none_or(|host| is_loopback(host.host()) || is_listed(host, allowed));
-    if is_allowed { Ok(()) } else { Err(Problem::foreign_host()) }
 }
 
 /// RFC 9112 section 3.2: exactly one Host in HTTP/1.1, at most one before.
@@ -180,10 +178,15 @@ mod tests {
     }
 
     #[test]
-    fn tcp_refuses_what_came_through_a_proxy() {
-        let tcp = Guards::new(Some(vec![]));
-        for name in ["x-forwarded-for", "forwarded", "via"] {
-            assert_eq!(status(&tcp, &[("host", "localhost"), (name, "x")]), 400, "{name}");
+    fn what_came_through_a_proxy_or_from_a_web_page_is_refused() {
+        for guards in [Guards::new(Some(vec![])), Guards::new(None)] {
+            for (name, expected) in
+                [("x-forwarded-for", 400), ("forwarded", 400), ("via", 400), ("origin", 403)]
+            {
+                for value in ["x", "", "null", "http://localhost"] {
+                    assert_eq!(status(&guards, &[("host", "localhost"), (name, value)]), expected, "{name}");
+                }
+            }
         }
     }
 

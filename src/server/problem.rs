@@ -102,6 +102,12 @@ impl Problem {
         Self::new(StatusCode::FORBIDDEN, "host_not_allowed", detail).rejecting("host")
     }
 
+    /// A request that a web page has made.
+    pub(super) fn foreign_origin() -> Self {
+        let detail = "requests with Origin are refused: web pages may not read secrets";
+        Self::new(StatusCode::FORBIDDEN, "origin_not_allowed", detail).rejecting("origin")
+    }
+
     /// A path that nothing answers to.
     pub(super) fn no_route() -> Self {
         let detail = "no such path; secrets are at /secret/<group>/<key>";
