@@ -107,7 +107,7 @@ impl HttpMetrics {
             ),
             rejected: define.int_counter_vec(
                 "smcached_rejected_total",
-                "Requests refused before any secret was looked up.",
+                "Requests and connections that the daemon itself refused.",
                 &["listener", "reason"],
             ),
         }
@@ -124,9 +124,10 @@ impl HttpMetrics {
         }
     }
 
-    /// The gauge of a listener's open connections.
-    pub fn connections(&self, listener: &str) -> IntGauge {
-        self.connections.with_label_values(&[listener])
+    /// The gauge of a listener's open connections, and the counter of those that were refused.
+    pub fn connections(&self, listener: &str) -> (IntGauge, IntCounter) {
+        let refused = self.rejected.with_label_values(&[listener, "connections"]);
+        (self.connections.with_label_values(&[listener]), refused)
     }
 
     /// A request was refused by a guard.

@@ -1,24 +1,35 @@
 //! Who may come in and what they may read. Plain values in, allowed or not out; knows no HTTP.
 
 mod pattern;
+mod policy;
 mod token;
 
-pub use pattern::Patterns;
-pub use token::{TOKEN_POLL_INTERVAL, TokenError, TokenFile};
+pub use pattern::{Patterns, Verdict};
+pub use policy::{Policy, Rule};
+pub use token::{TOKEN_OVERLAP, TOKEN_POLL_INTERVAL, TokenError, TokenFile};
 
 use std::sync::Arc;
 
 use thiserror::Error;
 
-use crate::secret::SecretKey;
+use crate::secret::{SecretKey, SecretVersion};
 
 /// Who asks, as far as the listener can tell.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Caller<'a> {
-    /// The peer's user id; only on Unix sockets.
-    pub uid: Option<u32>,
+    /// The peer's user and primary group; only on Unix sockets.
+    pub user: Option<User>,
     /// The token that was presented.
     pub token: Option<&'a [u8]>,
+}
+
+/// A user of this system, by the kernel's word.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct User {
+    /// User id.
+    pub uid: u32,
+    /// Primary group id.
+    pub gid: u32,
 }
 
 /// Why a caller is turned away.
@@ -48,10 +59,18 @@ pub struct Gate {
     pub token: Option<Arc<TokenFile>>,
     /// The user ids that may come in; empty means whoever the socket's mode lets in.
     pub allow_uids: Vec<u32>,
-    /// The secrets that may be read; `None` means all.
-    pub allow_secrets: Option<Patterns>,
+    /// The secrets that may be read, and by whom.
+    pub policy: Policy,
     /// The roles that a caller may have the daemon assume; none by default.
     pub allow_roles: Vec<String>,
+}
+
+/// A secret that a caller may ask for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[must_use]
+pub struct Permit {
+    /// Its names in the answer decide whether the caller gets it.
+    depends: bool,
 }
 
 impl Gate {
@@ -64,8 +83,8 @@ impl Gate {
                 Some(_) => {}
             }
         }
-        let is_listed = |uid: Option<u32>| uid.is_some_and(|uid| self.allow_uids.contains(&uid));
-        if !self.allow_uids.is_empty() && !is_listed(caller.uid) {
+        let is_listed = |user: User| self.allow_uids.contains(&user.uid);
+        if !self.allow_uids.is_empty() && !caller.user.is_some_and(is_listed) {
             return Err(Denied::Uid);
         }
         Ok(())
@@ -76,45 +95,37 @@ impl Gate {
         if self.allow_roles.iter().any(|allowed| allowed == role_arn) { Ok(()) } else { Err(Denied::Role) }
     }
 
-    /// Whether a secret may be read: one of its names must match. Looks at the resolved key only, so that
-    /// how a caller spelt it makes no difference.
-    pub fn may_read(&self, key: &SecretKey) -> Result<(), Denied> {
-        match &self.allow_secrets {
-            Some(patterns) if !patterns.match_any([key.id.as_str(), key.id.name()]) => Err(Denied::Secret),
-            _ => Ok(()),
+    /// Whether a user may ask for a secret. Looks at the resolved key only, so that how a caller spelt it makes no
+    /// difference, and whether there is such a secret neither.
+    pub fn may_ask(&self, user: Option<User>, key: &SecretKey) -> Result<Permit, Denied> {
+        match self.policy.verdict(user, key) {
+            Verdict::Yes => Ok(Permit { depends: false }),
+            Verdict::Depends => Ok(Permit { depends: true }),
+            Verdict::No => Err(Denied::Secret),
         }
+    }
+
+    /// Whether a user who had this permit may have the version that it led to.
+    pub fn may_have(
+        &self,
+        user: Option<User>,
+        permit: Permit,
+        version: &SecretVersion,
+    ) -> Result<(), Denied> {
+        if permit.depends && !self.policy.allows(user, version) { Err(Denied::Secret) } else { Ok(()) }
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::secret::{Resolver, SecretPath, VersionSelector};
 
     #[test]
     fn a_listed_uid_comes_in_and_an_unknown_one_does_not() {
         let gate = Gate { allow_uids: vec![1000], ..Gate::default() };
-        assert_eq!(gate.admit(&Caller { uid: Some(1000), token: None }), Ok(()));
-        assert_eq!(gate.admit(&Caller { uid: Some(0), token: None }), Err(Denied::Uid));
+        let caller = |uid| Caller { user: Some(User { uid, gid: 1000 }), token: None };
+        assert_eq!(gate.admit(&caller(1000)), Ok(()));
+        assert_eq!(gate.admit(&caller(0)), Err(Denied::Uid));
         assert_eq!(gate.admit(&Caller::default()), Err(Denied::Uid));
-    }
-
-    #[test]
-    fn only_matching_secrets_may_be_read_however_they_are_spelt() {
-        let patterns = Patterns::new(&["team-a/*".to_owned()]);
-        let gate = Gate { allow_secrets: Some(patterns), ..Gate::default() };
-        let arn = "arn:aws:secretsmanager:us-west-2:123456789012:secret:";
-        let allowed = ["team-a/db".to_owned(), "team-a%2Fdb".to_owned(), format!("{arn}/team-a%2Fdb-AbCdEf")];
-        let refused = ["team-b/db".to_owned(), "x/team-a/db".to_owned(), format!("{arn}/team-b-AbCdEf")];
-        let may_read = |raw: &str| {
-            let path = SecretPath::parse(raw).unwrap();
-            gate.may_read(&Resolver::default().resolve(path, VersionSelector::current()).unwrap())
-        };
-        for raw in allowed {
-            assert_eq!(may_read(&raw), Ok(()), "{raw}");
-        }
-        for raw in refused {
-            assert_eq!(may_read(&raw), Err(Denied::Secret), "{raw}");
-        }
     }
 }

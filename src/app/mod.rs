@@ -20,10 +20,13 @@ use crate::cache::{self, Cache};
 use crate::config::{Bind, Config, Environment, EnvironmentError, ListenerConfig};
 use crate::lifecycle::{Drain, Readiness, Signals, Supervisor, TaskEnd, Told};
 use crate::metrics::Metrics;
-use crate::net::{self, BindError, ConnectionLimits, Listener, Ownership, Service, UnknownOwner};
+use crate::net::{
+    self, BindError, ConnectionLimits, ConnectionMetrics, Listener, Ownership, Patience, Service,
+    UnknownOwner,
+};
 use crate::ops::OpsService;
 use crate::projection;
-use crate::server::{SecretService, Shared};
+use crate::server::{Rules, SecretService, Shared};
 use crate::source::file::FileSourceError;
 
 /// What is open besides connections to secret listeners, amply.
@@ -44,6 +47,20 @@ pub enum AppError {
     /// A socket's owner or group does not exist.
     #[error(transparent)]
     Owner(#[from] UnknownOwner),
+    /// A projected file would hold what its owner may not read.
+    #[error("[[project]] {}: {secret:?} would be written for user {uid}, group {gid}, but {how}", .dir.display())]
+    Policy {
+        /// The directory.
+        dir: PathBuf,
+        /// The secret, as configured.
+        secret: String,
+        /// The owner of the file.
+        uid: u32,
+        /// Its group.
+        gid: u32,
+        /// Why not.
+        how: &'static str,
+    },
     /// A listener's token cannot be had.
     #[error(transparent)]
     Token(#[from] TokenError),
@@ -61,7 +78,7 @@ pub enum AppError {
 impl AppError {
     /// Whether the mend is in the configuration.
     pub fn is_configuration(&self) -> bool {
-        matches!(self, Self::Environment(_) | Self::FileSource(_) | Self::Owner(_))
+        matches!(self, Self::Environment(_) | Self::FileSource(_) | Self::Owner(_) | Self::Policy { .. })
     }
 }
 
@@ -80,7 +97,8 @@ pub async fn run(config: Config, path: Option<PathBuf>, environment: &Environmen
     let source = parts::source(&config, environment, &mut tasks)?;
     let resolver = Arc::new(parts::resolver(&config));
     let wanted = parts::wanted(&config, &resolver);
-    let projects = parts::projects(&config, &resolver)?;
+    let region = parts::default_region(&config, environment);
+    let projects = parts::projects(&config, &resolver, region.as_deref())?;
     let settings = parts::settings(&config, Arc::clone(&resolver), &metrics);
     let cache = Cache::new(source, settings, metrics.clone());
     tasks.spawn("refresher", cache.clone().run());
@@ -97,9 +115,12 @@ pub async fn run(config: Config, path: Option<PathBuf>, environment: &Environmen
     }
     let limits = ConnectionLimits {
         max_connections: config.server.max_connections as usize,
+        max_per_user: config.server.max_connections_per_uid as usize,
         idle_timeout: config.server.idle_timeout,
+        patience: Patience { head: config.server.header_timeout, answer: config.server.write_timeout },
     };
-    let open = Open { drain: &drain, metrics: &metrics, limits };
+    let max_waiting = config.server.max_waiting as usize;
+    let open = Open { drain: &drain, metrics: &metrics, limits, max_waiting };
     // The ops listener is no part of the drain: it answers until the others are done.
     let ops_drain = Drain::new();
     if let Some(addr) = config.ops.tcp {
@@ -107,11 +128,11 @@ pub async fn run(config: Config, path: Option<PathBuf>, environment: &Environmen
         let service = OpsService::new(metrics.clone(), readiness.clone(), cache.view(), listener.label());
         Open { drain: &ops_drain, ..open }.serve(listener, service, &mut tasks);
     }
-    let region = config.aws.region.clone().or_else(|| environment.region().map(str::to_owned));
-    let shared = Arc::new(Shared::new(cache.clone(), resolver, readiness.clone(), region));
+    let shared = Arc::new(Shared::new(cache.clone(), resolver, readiness.clone(), region.clone()));
     let mut rules = Vec::new();
     for listener in &config.listeners {
-        rules.push(open.secrets(listener, &shared, &mut tasks).await?);
+        let its_rules = parts::rules(&config, listener, region.as_deref(), None)?;
+        rules.push(open.secrets(listener, its_rules, &shared, &mut tasks).await?);
     }
     tasks.spawn("token watch", watch_tokens(rules.clone()));
     let block = (!wanted.is_empty()).then(|| readiness.block("preload"));
@@ -124,8 +145,11 @@ pub async fn run(config: Config, path: Option<PathBuf>, environment: &Environmen
         projection::run(cache.clone(), projects, metrics.projection.clone(), patience, || drop(block));
     tasks.spawn("projection", projection);
     let drain_timeout = config.server.drain_timeout;
-    let mut reloader =
-        Reloader::new(config, path, reload::Parts { cache, shared, rules, wanting, projecting, metrics });
+    let mut reloader = Reloader::new(
+        config,
+        path,
+        reload::Parts { cache, shared, rules, region, wanting, projecting, metrics },
+    );
     drop(starting);
     tracing::info!(version = env!("CARGO_PKG_VERSION"), "started");
 
@@ -171,19 +195,22 @@ struct Open<'a> {
     drain: &'a Drain,
     metrics: &'a Metrics,
     limits: ConnectionLimits,
+    max_waiting: usize,
 }
 
 impl Open<'_> {
     fn serve<S: Service>(&self, listener: Listener, service: S, tasks: &mut Supervisor) {
         tracing::info!(listener = listener.label(), "listening");
-        let gauge = self.metrics.http.connections(listener.label());
-        let serving = net::serve(listener, Arc::new(service), self.limits, self.drain.watcher(), gauge);
+        let (open, refused) = self.metrics.http.connections(listener.label());
+        let metrics = ConnectionMetrics { open, refused };
+        let serving = net::serve(listener, Arc::new(service), self.limits, self.drain.watcher(), metrics);
         tasks.spawn("accept loop", serving);
     }
 
     async fn secrets(
         &self,
         config: &ListenerConfig,
+        rules: Rules,
         shared: &Arc<Shared>,
         tasks: &mut Supervisor,
     ) -> Result<SharedRules, AppError> {
@@ -193,10 +220,11 @@ impl Open<'_> {
             }
             Bind::Tcp { addr, .. } => Listener::tcp(*addr).await?,
         };
-        let rules = Arc::new(ArcSwap::from_pointee(parts::rules(config, None)?));
+        let rules = Arc::new(ArcSwap::from_pointee(rules));
         let label = listener.label().to_owned();
         let http = self.metrics.http.clone();
-        let service = SecretService::new(Arc::clone(shared), Arc::clone(&rules), label, http);
+        let service =
+            SecretService::new(Arc::clone(shared), Arc::clone(&rules), label, http, self.max_waiting);
         self.serve(listener, service, tasks);
         Ok(rules)
     }

@@ -3,15 +3,15 @@
 use std::sync::Arc;
 
 use super::AppError;
-use crate::access::{Gate, Patterns, TokenError, TokenFile};
+use crate::access::{Gate, Patterns, Policy, Rule, TokenError, TokenFile, User, Verdict};
 use crate::cache::{CacheOptions, CallOptions, Lifetimes, Policies, Settings, Wanted};
 use crate::config::{
-    Batch, Bind, Config, Environment, ListenerConfig, OnChange, ProjectConfig, ProjectedSecret, SourceConfig,
-    TokenConfig,
+    Batch, Bind, Config, Environment, ListenerConfig, OnChange, PolicyConfig, ProjectConfig, ProjectedSecret,
+    SourceConfig, TokenConfig,
 };
 use crate::lifecycle::Supervisor;
 use crate::metrics::Metrics;
-use crate::net::{Ownership, UnknownOwner};
+use crate::net::Ownership;
 use crate::projection::{Hook, Project, ProjectedFile};
 use crate::secret::{Field, Group, Origin, Resolver, SecretPath, VersionSelector};
 use crate::server::Rules;
@@ -81,10 +81,19 @@ pub(super) fn wanted(config: &Config, resolver: &Resolver) -> Wanted {
     }
 }
 
-/// Who may come in by a listener. A token file that is `known` is not opened again.
-pub(super) fn rules(config: &ListenerConfig, known: Option<&Arc<TokenFile>>) -> Result<Rules, TokenError> {
-    let allow_secrets = (!config.allow_secrets.is_empty()).then(|| Patterns::new(&config.allow_secrets));
-    let (token, allow_uids, allowed_hosts) = match &config.bind {
+/// Who may come in by a listener, and read what. A token file that is `known` is not opened again.
+pub(super) fn rules(
+    config: &Config,
+    listener: &ListenerConfig,
+    region: Option<&str>,
+    known: Option<&Arc<TokenFile>>,
+) -> Result<Rules, TokenError> {
+    let allow_secrets = &listener.allow_secrets;
+    let policy = Policy {
+        allow_secrets: (!allow_secrets.is_empty()).then(|| Patterns::new(allow_secrets)),
+        ..policy(config, Some(&listener.label()), region)
+    };
+    let (token, allow_uids, allowed_hosts) = match &listener.bind {
         Bind::Unix { allow_uids, .. } => (None, allow_uids.clone(), None),
         Bind::Tcp { token, allowed_hosts, .. } => {
             let token = match token {
@@ -97,18 +106,60 @@ pub(super) fn rules(config: &ListenerConfig, known: Option<&Arc<TokenFile>>) -> 
             (token, Vec::new(), Some(allowed_hosts.clone()))
         }
     };
-    let allow_roles = config.allow_roles.clone();
-    Ok(Rules::new(Gate { token, allow_uids, allow_secrets, allow_roles }, allowed_hosts))
+    let allow_roles = listener.allow_roles.clone();
+    Ok(Rules::new(Gate { token, allow_uids, policy, allow_roles }, allowed_hosts))
 }
 
-/// The directories of files. An owner who does not exist is an error, since the configuration can mend it.
-pub(super) fn projects(config: &Config, resolver: &Resolver) -> Result<Vec<Project>, UnknownOwner> {
-    let file = |file: &ProjectedSecret| {
+/// The region of names that say none, as far as it is known before AWS is asked.
+pub(super) fn default_region(config: &Config, environment: &Environment) -> Option<String> {
+    config.aws.region.clone().or_else(|| environment.region().map(str::to_owned))
+}
+
+/// The rules that hold for a listener; without one, for what the daemon does by itself.
+fn policy(config: &Config, listener: Option<&str>, region: Option<&str>) -> Policy {
+    let holds = |rule: &&PolicyConfig| rule.listener.as_deref().is_none_or(|label| Some(label) == listener);
+    let rule = |rule: &PolicyConfig| Rule {
+        uids: rule.uids.clone(),
+        gids: rule.gids.clone(),
+        allow_secrets: Patterns::new(&rule.allow_secrets),
+    };
+    let rules =
+        (!config.policies.is_empty()).then(|| config.policies.iter().filter(holds).map(rule).collect());
+    // The secrets of a file are in whatever region their ARNs say.
+    let is_aws = matches!(config.source, SourceConfig::Aws);
+    let default_region = region.filter(|_| is_aws).map(str::to_owned);
+    Policy { allow_secrets: None, rules, default_region }
+}
+
+/// The directories of files. An owner who does not exist is an error, since the configuration can mend it; so is one who
+/// may not read what would be written for it.
+pub(super) fn projects(
+    config: &Config,
+    resolver: &Resolver,
+    region: Option<&str>,
+) -> Result<Vec<Project>, AppError> {
+    let policy = policy(config, None, region);
+    let file = |project: &ProjectConfig, user: User, file: &ProjectedSecret| {
         let key = SecretPath::parse(&file.secret).and_then(|path| resolver.resolve(path, file.selector()));
-        let key = key
-            .inspect_err(|error| tracing::warn!(secret = file.secret, %error, "cannot be written to a file"));
-        let field = file.field.as_deref().and_then(Field::parse);
-        Some(ProjectedFile { target: file.target.clone().into(), key: key.ok()?, field })
+        let key = match key {
+            Ok(key) => key,
+            Err(error) => {
+                tracing::warn!(secret = file.secret, %error, "cannot be written to a file");
+                return Ok(None);
+            }
+        };
+        let how = match policy.verdict(Some(user), &key) {
+            Verdict::Yes => {
+                let field = file.field.as_deref().and_then(Field::parse);
+                return Ok(Some(ProjectedFile { target: file.target.clone().into(), key, field }));
+            }
+            Verdict::No => "no [[policy]] allows it",
+            Verdict::Depends => {
+                "the [[policy]] that may allow it names an ARN of which only a part is known; write the ARN here too"
+            }
+        };
+        let (dir, secret) = (project.dir.clone(), file.secret.clone());
+        Err(AppError::Policy { dir, secret, uid: user.uid, gid: user.gid, how })
     };
     let project = |project: &ProjectConfig| {
         let hook = project.on_change.as_ref().map(|on_change| match on_change {
@@ -117,10 +168,14 @@ pub(super) fn projects(config: &Config, resolver: &Resolver) -> Result<Vec<Proje
                 Hook::Signal { name: signal, pid_file: pid_file.clone() }
             }
         });
+        let owner = Ownership::resolve(project.mode, project.owner.as_deref(), project.group.as_deref())?;
+        let (uid, gid) = owner.effective();
+        let files = project.secrets.iter().map(|wanted| file(project, User { uid, gid }, wanted));
+        let files: Vec<Option<ProjectedFile>> = files.collect::<Result<_, AppError>>()?;
         Ok(Project {
             dir: project.dir.clone(),
-            files: project.secrets.iter().filter_map(file).collect(),
-            owner: Ownership::resolve(project.mode, project.owner.as_deref(), project.group.as_deref())?,
+            files: files.into_iter().flatten().collect(),
+            owner,
             together: project.together,
             hook,
         })
@@ -150,6 +205,7 @@ fn call_options(config: &Config) -> CallOptions {
         max_attempts: config.aws.max_attempts,
         max_concurrency: config.refresh.max_concurrency,
         rate: config.refresh.rate,
+        rate_per_caller: config.refresh.rate_per_caller,
         batch: config.refresh.batch == Batch::Auto,
     }
 }

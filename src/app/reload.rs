@@ -30,6 +30,8 @@ pub(super) struct Parts {
     pub(super) shared: Arc<Shared>,
     /// Of each listener, in the order of the configuration.
     pub(super) rules: Vec<SharedRules>,
+    /// The daemon's own region.
+    pub(super) region: Option<String>,
     pub(super) wanting: watch::Sender<Wanted>,
     pub(super) projecting: watch::Sender<Vec<Project>>,
     pub(super) metrics: Metrics,
@@ -96,7 +98,7 @@ impl Reloader {
         // Whatever may fail comes first.
         let rules = self.rules(config)?;
         let resolver = Arc::new(parts::resolver(config));
-        let projects = parts::projects(config, &resolver)?;
+        let projects = parts::projects(config, &resolver, self.parts.region.as_deref())?;
         for (place, rules) in rules {
             place.store(Arc::new(rules));
         }
@@ -122,7 +124,12 @@ impl Reloader {
                 config.listeners.iter().find(|listener| listener.address() == running.address())
             {
                 let known = place.load();
-                let rules = parts::rules(listener, known.gate().token.as_ref())?;
+                let rules = parts::rules(
+                    config,
+                    listener,
+                    self.parts.region.as_deref(),
+                    known.gate().token.as_ref(),
+                )?;
                 changed.push((Arc::clone(place), rules));
             }
         }

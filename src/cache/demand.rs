@@ -3,6 +3,8 @@
 
 use std::time::Duration;
 
+use super::Payer;
+
 /// A reader's demands on freshness. The default takes whatever the cache's own rules allow.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Demand {
@@ -16,6 +18,8 @@ pub struct Demand {
     pub min_fresh: Option<Duration>,
     /// `stale-if-error`: with `no-cache`, a held value up to this long stale will do if the source fails.
     pub stale_if_error: Option<Duration>,
+    /// Who is charged if the source must be asked; nobody where the daemon reads for itself.
+    pub payer: Option<Payer>,
 }
 
 impl Demand {
@@ -85,6 +89,7 @@ mod tests {
             max_age: Some(SECOND * 30),
             min_fresh: Some(SECOND * 5),
             stale_if_error: Some(SECOND * 60),
+            payer: None,
         };
         let value = "Max-Age=30,  no-cache ,ONLY-IF-CACHED, min-fresh=5, stale-if-error=\"60\", no-transform";
         assert_eq!(demand(value), expected);

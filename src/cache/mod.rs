@@ -4,10 +4,12 @@
 //! - `store` holds what is held (moka), `slot` is the place of one secret in it.
 //! - `flight` makes one fetch of however many askers, and lands its answer.
 //! - `refresher` is the thin loop around `schedule`; `preload` keeps listed secrets held.
+//! - `budget` bounds what one caller may cost the source.
 //! - `upstream` makes the calls: bounded, in batches, not to who is dead, to another region where one fails.
 //!
 //! A hit does no I/O, takes no lock that a writer holds for long and copies no secret bytes.
 
+mod budget;
 mod demand;
 mod flight;
 mod freshness;
@@ -28,8 +30,9 @@ use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use thiserror::Error;
-use tokio::time::{Instant, timeout, timeout_at};
+use tokio::time::{Instant, sleep_until, timeout, timeout_at};
 
+pub use self::budget::Payer;
 pub use self::demand::Demand;
 pub use self::freshness::{Freshness, Lifetimes};
 pub use self::policy::{CacheOptions, GroupPolicy, Policies};
@@ -38,6 +41,7 @@ pub use self::slot::Held;
 pub use self::store::{GroupSummary, StoreSummary};
 pub use self::upstream::{CallOptions, PlaceSummary, UpstreamState, UpstreamSummary, ability, breaker, pace};
 
+use self::budget::{Allowance, Budgets};
 use self::flight::{Boarding, Flights, Outcome, Purpose};
 use self::refresher::Agenda;
 use self::refusals::Refusals;
@@ -103,6 +107,12 @@ pub enum ReadError {
         /// When the next such read may ask.
         retry_after: Duration,
     },
+    /// One caller's reads of what is not held, and those with `no-cache`, cost the source too much.
+    #[error("this caller asks too often for what is not held, or with no-cache; what is held is served")]
+    CallerOverBudget {
+        /// When the next such read may ask.
+        retry_after: Duration,
+    },
     /// The source said so, now or within `negative_ttl`.
     #[error("{error}")]
     Source {
@@ -125,6 +135,7 @@ struct Shared {
     max_bytes: u64,
     refusals: Refusals,
     flights: Flights,
+    budgets: Budgets,
     agenda: Agenda,
     upstream: Arc<Upstream>,
     /// Keys that are kept fresh though nobody reads them.
@@ -158,6 +169,7 @@ impl Cache {
             max_bytes,
             refusals: Refusals::new(),
             flights: Flights::default(),
+            budgets: Budgets::default(),
             agenda: Agenda::default(),
             upstream: Upstream::new(source, settings.calls.clone(), metrics.upstream.clone()),
             settings: ArcSwap::from_pointee(settings),
@@ -289,8 +301,8 @@ impl Cache {
         let policy = Arc::clone(&held.policy);
         let answer = match self.shared.may_force(slot) {
             Ok(()) => {
-                let (outcome, collapsed) = self.fetch(&slot.key, || None).await;
-                fetched(outcome, Forward::Request, collapsed, &policy)
+                let fetch = self.fetch(&slot.key, demand.payer, || None).await;
+                fetch.and_then(|(outcome, collapsed)| fetched(outcome, Forward::Request, collapsed, &policy))
             }
             Err(retry_after) => {
                 policy.metrics.miss();
@@ -339,7 +351,7 @@ impl Cache {
                 (held.freshness(now) == Freshness::Fresh).then_some(Ok(held))
             })
         };
-        let (outcome, collapsed) = self.fetch(key, landed_just_now).await;
+        let (outcome, collapsed) = self.fetch(key, demand.payer, landed_just_now).await?;
         let forward = if demand.no_cache { Forward::Request } else { Forward::Miss };
         fetched(outcome, forward, collapsed, policy)
     }
@@ -367,15 +379,42 @@ impl Cache {
     async fn fetch(
         &self,
         key: &SecretKey,
-        landed_just_now: impl FnOnce() -> Option<Outcome>,
-    ) -> (Outcome, bool) {
-        match self.shared.board(key, Purpose::Cold, landed_just_now) {
+        payer: Option<Payer>,
+        landed_just_now: impl Fn() -> Option<Outcome>,
+    ) -> Result<(Outcome, bool), ReadError> {
+        let patience = self.shared.settings.load().options.fetch_timeout;
+        let until = Instant::now() + patience;
+        if let Some(payer) = payer {
+            self.pay(payer, until, || self.shared.flights.has(key) || landed_just_now().is_some()).await?;
+        }
+        Ok(match self.shared.board(key, Purpose::Cold, landed_just_now) {
             Boarding::Landed(outcome) => (outcome, true),
             Boarding::Waiting { mut waiter, collapsed } => {
-                let patience = self.shared.settings.load().options.fetch_timeout;
-                let outcome = timeout(patience, waiter.outcome()).await;
+                let outcome = timeout_at(until, waiter.outcome()).await;
                 (outcome.unwrap_or(Err(SourceError::Timeout)), collapsed)
             }
+        })
+    }
+
+    /// Charges a caller for one call, unless `is_free` says that none is needed. Who has spent its share waits for more,
+    /// if that comes before `until`.
+    async fn pay(&self, payer: Payer, until: Instant, is_free: impl Fn() -> bool) -> Result<(), ReadError> {
+        let allowance = Allowance::per_second(self.shared.settings.load().calls.rate_per_caller);
+        let budgets = &self.shared.budgets;
+        let mut in_line = None;
+        loop {
+            let now = Instant::now();
+            if is_free() {
+                return Ok(());
+            }
+            let Err(at) = budgets.take(payer, allowance, now) else { return Ok(()) };
+            if in_line.is_none() {
+                in_line = budgets.stand_in_line(payer, allowance, until - now, now);
+            }
+            if in_line.is_none() || at >= until {
+                return Err(ReadError::CallerOverBudget { retry_after: at - now });
+            }
+            sleep_until(at).await;
         }
     }
 
@@ -451,7 +490,7 @@ impl ReadError {
     fn is_transient(&self) -> bool {
         match self {
             Self::Source { error, .. } => error.is_transient(),
-            Self::ForcedTooOften { .. } => true,
+            Self::ForcedTooOften { .. } | Self::CallerOverBudget { .. } => true,
             Self::NotHeld => false,
         }
     }

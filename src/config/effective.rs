@@ -6,8 +6,8 @@ use std::time::Duration;
 use toml::{Table, Value};
 
 use super::{
-    Batch, Bind, Config, Layout, ListenerConfig, LogFormat, LogLevel, OnChange, ProjectConfig, Reload,
-    SourceConfig, TokenConfig,
+    Batch, Bind, Config, Layout, ListenerConfig, LogFormat, LogLevel, OnChange, PolicyConfig, ProjectConfig,
+    Reload, SourceConfig, TokenConfig,
 };
 use crate::secret::Unlisted;
 use crate::units::{show_duration, show_size};
@@ -48,10 +48,15 @@ impl Config {
             ("batch", Some(batch(self.refresh.batch).into())),
             ("max_concurrency", Some(self.refresh.max_concurrency.into())),
             ("rate", Some(self.refresh.rate.into())),
+            ("rate_per_caller", Some(self.refresh.rate_per_caller.into())),
         ]);
         let server = table([
             ("max_connections", Some(self.server.max_connections.into())),
+            ("max_connections_per_uid", Some(self.server.max_connections_per_uid.into())),
+            ("max_waiting", Some(self.server.max_waiting.into())),
             ("idle_timeout", Some(time(self.server.idle_timeout))),
+            ("header_timeout", Some(time(self.server.header_timeout))),
+            ("write_timeout", Some(time(self.server.write_timeout))),
             ("drain_timeout", Some(time(self.server.drain_timeout))),
         ]);
         let ops = self.ops.tcp.map_or_else(|| "off".to_owned(), |addr| addr.to_string());
@@ -71,6 +76,7 @@ impl Config {
         });
         let listeners =
             self.listeners.iter().map(|listener| Value::Table(self::listener(listener))).collect();
+        let policies = self.policies.iter().map(|policy| Value::Table(self::policy(policy))).collect();
         let projects: Vec<_> =
             self.projects.iter().map(|project| Value::Table(self::project(project))).collect();
         let reload = match self.reload {
@@ -85,6 +91,7 @@ impl Config {
             ("refresh", refresh.into()),
             ("server", server.into()),
             ("listener", Value::Array(listeners)),
+            ("policy", Value::Array(policies)),
             ("project", Value::Array(projects)),
             ("ops", table([("tcp", Some(ops.into()))]).into()),
             ("log", log.into()),
@@ -95,7 +102,7 @@ impl Config {
         sections
             .into_iter()
             .map(section)
-            .filter(|section| !matches!(section.as_str(), "[groups]\n" | "project = []\n"))
+            .filter(|section| !matches!(section.as_str(), "[groups]\n" | "project = []\n" | "policy = []\n"))
             .collect::<Vec<_>>()
             .join("\n")
     }
@@ -106,18 +113,15 @@ fn listener(listener: &ListenerConfig) -> Table {
     let allow_secrets = ("allow_secrets", allow_secrets.map(Value::from));
     let allow_roles = ("allow_roles", list(&listener.allow_roles));
     match &listener.bind {
-        Bind::Unix { path, mode, owner, group, allow_uids } => {
-            let uids: Vec<i64> = allow_uids.iter().copied().map(i64::from).collect();
-            table([
-                ("unix", Some(file(path))),
-                ("mode", Some(format!("{mode:04o}").into())),
-                ("owner", text(owner.as_deref())),
-                ("group", text(group.as_deref())),
-                ("allow_uids", Some(uids).filter(|uids| !uids.is_empty()).map(Value::from)),
-                allow_secrets,
-                allow_roles,
-            ])
-        }
+        Bind::Unix { path, mode, owner, group, allow_uids } => table([
+            ("unix", Some(file(path))),
+            ("mode", Some(format!("{mode:04o}").into())),
+            ("owner", text(owner.as_deref())),
+            ("group", text(group.as_deref())),
+            ("allow_uids", (!allow_uids.is_empty()).then(|| ids(allow_uids))),
+            allow_secrets,
+            allow_roles,
+        ]),
         Bind::Tcp { addr, token, allowed_hosts, allow_non_loopback } => {
             let token = match token {
                 TokenConfig::None => ("token", Some("none".into())),
@@ -134,6 +138,15 @@ fn listener(listener: &ListenerConfig) -> Table {
             ])
         }
     }
+}
+
+fn policy(policy: &PolicyConfig) -> Table {
+    table([
+        ("listener", text(policy.listener.as_deref())),
+        ("uids", policy.uids.as_deref().map(ids)),
+        ("gids", policy.gids.as_deref().map(ids)),
+        ("allow_secrets", list(&policy.allow_secrets)),
+    ])
 }
 
 fn project(project: &ProjectConfig) -> Table {
@@ -177,6 +190,10 @@ fn text(text: Option<&str>) -> Option<Value> {
 
 fn list(items: &[String]) -> Option<Value> {
     (!items.is_empty()).then(|| items.to_vec().into())
+}
+
+fn ids(ids: &[u32]) -> Value {
+    ids.iter().copied().map(i64::from).collect::<Vec<_>>().into()
 }
 
 fn time(duration: Duration) -> Value {

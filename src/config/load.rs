@@ -8,7 +8,8 @@ use std::time::Duration;
 use super::project;
 use super::{
     AwsConfig, Batch, Bind, CacheConfig, Config, DEFAULT_TOKEN_FILE, GroupConfig, ListenerConfig, LogConfig,
-    LogFormat, LogLevel, OpsConfig, RefreshConfig, Reload, ServerConfig, SourceConfig, TokenConfig,
+    LogFormat, LogLevel, OpsConfig, PolicyConfig, RefreshConfig, Reload, ServerConfig, SourceConfig,
+    TokenConfig,
 };
 use crate::document::{Entry, Section, Value};
 use crate::secret::{SecretId, SecretPath, Unlisted, is_region};
@@ -43,6 +44,7 @@ pub(super) fn config(root: &Section<'_>) -> Option<Config> {
     let listeners =
         if sections.is_empty() { default.listeners } else { sections.iter().filter_map(listener).collect() };
     check_addresses(root, &listeners, &ops);
+    let policies = root.sections("policy").iter().filter_map(|section| policy(section, &listeners)).collect();
     let projects: Vec<_> = root.sections("project").iter().filter_map(project::project).collect();
     project::check_targets(root, &projects);
     if !cache.preload_tags.is_empty() && matches!(source, Some(SourceConfig::File { .. })) {
@@ -56,6 +58,7 @@ pub(super) fn config(root: &Section<'_>) -> Option<Config> {
         refresh,
         server,
         listeners,
+        policies,
         projects,
         ops,
         log,
@@ -159,20 +162,31 @@ fn refresh(section: &Section<'_>, default: &RefreshConfig) -> RefreshConfig {
         "off" => Some(Batch::Off),
         _ => None,
     };
+    let rate = number(section, "rate", 1, 10_000).unwrap_or(default.rate);
     let refresh = RefreshConfig {
         batch: section.get("batch", "\"auto\" or \"off\"", batch).unwrap_or(default.batch),
         max_concurrency: number(section, "max_concurrency", 1, 1000).unwrap_or(default.max_concurrency),
-        rate: number(section, "rate", 1, 10_000).unwrap_or(default.rate),
+        rate,
+        // Half of it, so that no caller alone uses up all of it.
+        rate_per_caller: number(section, "rate_per_caller", 1, 10_000).unwrap_or(rate.div_ceil(2)),
     };
     section.refuse_the_rest();
     refresh
 }
 
 fn server(section: &Section<'_>, default: &ServerConfig) -> ServerConfig {
+    let timeout = |key, default| duration(section, key, AT_LEAST_A_MILLISECOND).unwrap_or(default);
+    let max = |key| number(section, key, 1, 1_000_000);
+    let max_connections = max("max_connections").unwrap_or(default.max_connections);
     let server = ServerConfig {
-        max_connections: number(section, "max_connections", 1, 1_000_000).unwrap_or(default.max_connections),
-        idle_timeout: duration(section, "idle_timeout", AT_LEAST_A_MILLISECOND)
-            .unwrap_or(default.idle_timeout),
+        max_connections,
+        max_connections_per_uid: max("max_connections_per_uid").unwrap_or(max_connections),
+        // A tenth is left to those who do not wait.
+        max_waiting: max("max_waiting")
+            .unwrap_or_else(|| (max_connections - max_connections.div_ceil(10)).max(1)),
+        idle_timeout: timeout("idle_timeout", default.idle_timeout),
+        header_timeout: timeout("header_timeout", default.header_timeout),
+        write_timeout: timeout("write_timeout", default.write_timeout),
         drain_timeout: duration(section, "drain_timeout", Duration::ZERO).unwrap_or(default.drain_timeout),
     };
     section.refuse_the_rest();
@@ -255,18 +269,14 @@ fn listener(section: &Section<'_>) -> Option<ListenerConfig> {
     let mode = section.entry("mode", "octal permissions such as \"0660\"", mode);
     let owner = section.entry("owner", "a user's name or number", word);
     let group = section.entry("group", "a group's name or number", word);
-    let allow_uids = section.entry("allow_uids", "a list of user ids", |value| {
-        value.list(|item| item.number().and_then(|uid| u32::try_from(uid).ok()))
-    });
+    let allow_uids = section.entry("allow_uids", "a list of user ids", ids);
     let token = section.entry("token", "\"none\"; else name a token_file", |value| {
         value.text().filter(|token| *token == "none").map(str::to_owned)
     });
     let token_file = section.entry("token_file", "the path of a file", path);
     let allowed_hosts = section.entry("allowed_hosts", "a list of host names", Value::texts);
     let allow_non_loopback = section.entry("allow_non_loopback", "true or false", Value::boolean);
-    let allow_secrets = section.get("allow_secrets", "a list of patterns such as \"team-a/*\"", |value| {
-        value.texts().filter(|patterns| patterns.iter().all(|pattern| !pattern.is_empty()))
-    });
+    let allow_secrets = section.get("allow_secrets", PATTERNS, patterns);
     let accepted = "a list of ARNs of roles, \"arn:aws:iam::<12 digits>:role/<name>\"";
     let allow_roles = section.get("allow_roles", accepted, |value| value.list(role_arn));
     section.refuse_the_rest();
@@ -324,6 +334,37 @@ fn listener(section: &Section<'_>) -> Option<ListenerConfig> {
     })
 }
 
+fn policy(section: &Section<'_>, listeners: &[ListenerConfig]) -> Option<PolicyConfig> {
+    let labels: Vec<String> = listeners.iter().map(ListenerConfig::label).collect();
+    let accepted = format!("one of the listeners: {}", labels.join(", "));
+    let listener = section.entry("listener", &accepted, |value| {
+        value.text().filter(|label| labels.iter().any(|known| known == label)).map(str::to_owned)
+    });
+    let some_ids = |value: Value<'_>| ids(value).filter(|ids| !ids.is_empty());
+    let uids = section.entry("uids", "a list of user ids, of one at least", some_ids);
+    let gids = section.entry("gids", "a list of group ids, of one at least", some_ids);
+    let allow_secrets = section.get("allow_secrets", PATTERNS, patterns);
+    section.refuse_the_rest();
+    if listener.as_ref().is_some_and(|listener| listener.value.starts_with("tcp:")) {
+        let what = "nobody knows the user of a TCP connection; name a unix listener, or leave it out";
+        for (key, ids) in [("uids", &uids), ("gids", &gids)] {
+            if let Some(ids) = ids {
+                section.contradicts(key, ids, what);
+            }
+        }
+    }
+    let Some(allow_secrets) = allow_secrets else {
+        section.complain("a policy needs allow_secrets; without a pattern it would allow nothing");
+        return None;
+    };
+    Some(PolicyConfig {
+        listener: listener.map(|listener| listener.value),
+        uids: uids.map(|uids| uids.value),
+        gids: gids.map(|gids| gids.value),
+        allow_secrets,
+    })
+}
+
 /// Complains about a key of the other kind of listener.
 fn refuse<T>(section: &Section<'_>, key: &str, given: Option<&Entry<T>>, kind: &str) {
     if let Some(entry) = given {
@@ -345,6 +386,7 @@ fn check_addresses(root: &Section<'_>, listeners: &[ListenerConfig], ops: &OpsCo
     }
 }
 
+const PATTERNS: &str = "a list of patterns such as \"team-a/*\"";
 const AT_LEAST_A_MILLISECOND: Duration = Duration::from_millis(1);
 const REGION: &str = "a region such as \"us-west-2\"";
 const URL: &str = "a URL such as \"https://vpce-1234.secretsmanager.us-west-2.vpce.amazonaws.com\"";
@@ -364,6 +406,17 @@ fn number(section: &Section<'_>, key: &'static str, least: u32, most: u32) -> Op
             .and_then(|number| u32::try_from(number).ok())
             .filter(|number| (least..=most).contains(number))
     })
+}
+
+fn ids(value: Value<'_>) -> Option<Vec<u32>> {
+    value.list(|item| item.number().and_then(|id| u32::try_from(id).ok()))
+}
+
+/// Patterns of what can be a name or an ARN: none that could never match by a slip.
+fn patterns(value: Value<'_>) -> Option<Vec<String>> {
+    let is_visible =
+        |pattern: &String| !pattern.is_empty() && pattern.bytes().all(|byte| byte.is_ascii_graphic());
+    value.texts().filter(|patterns| !patterns.is_empty() && patterns.iter().all(is_visible))
 }
 
 pub(super) fn word(value: Value<'_>) -> Option<String> {
@@ -500,6 +553,19 @@ mod tests {
             ),
             ("[[listener]]\ntcp = \"0.0.0.0:1\"", "allow_non_loopback = true"),
             ("[[listener]]\ntcp = \"127.0.0.1:9273\"", "127.0.0.1:9273 is configured twice"),
+            ("[[policy]]\nuids = [1]", "needs allow_secrets"),
+            ("[[policy]]\nallow_secrets = []", "a list of patterns"),
+            ("[[policy]]\nallow_secrets = [\"a b\"]", "a list of patterns"),
+            ("[[policy]]\nuids = []\nallow_secrets = [\"*\"]", "of one at least"),
+            (
+                "[[policy]]\nlistener = \"unix:/x\"\nallow_secrets = [\"*\"]",
+                "unix:/run/smcached/smcached.sock, tcp:127.0",
+            ),
+            (
+                "[[policy]]\nlistener = \"tcp:127.0.0.1:2773\"\nuids = [1]\nallow_secrets = [\"*\"]",
+                "nobody knows the user of a TCP connection",
+            ),
+            ("[server]\nmax_waiting = 0", "server.max_waiting"),
             ("[groups.a]\nprefix = \"a b\"", "groups.a.prefix"),
             ("[groups.a]\nttl = \"x\"", "groups.a.ttl"),
             ("[log]\nlevel = \"loud\"", "log.level"),

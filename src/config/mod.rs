@@ -46,6 +46,8 @@ pub struct Config {
     pub server: ServerConfig,
     /// `[[listener]]`
     pub listeners: Vec<ListenerConfig>,
+    /// `[[policy]]`
+    pub policies: Vec<PolicyConfig>,
     /// `[[project]]`
     pub projects: Vec<ProjectConfig>,
     /// `[ops]`
@@ -136,6 +138,8 @@ pub struct RefreshConfig {
     pub max_concurrency: u32,
     /// The most a second.
     pub rate: u32,
+    /// The most a second that the reads of one caller may cause.
+    pub rate_per_caller: u32,
 }
 
 /// Whether refreshes may share calls.
@@ -152,8 +156,16 @@ pub enum Batch {
 pub struct ServerConfig {
     /// The most open connections of a listener.
     pub max_connections: u32,
-    /// How long a connection may be idle, and a request's head may take.
+    /// The most of one user on a Unix socket.
+    pub max_connections_per_uid: u32,
+    /// The most readers of a listener that wait for a change.
+    pub max_waiting: u32,
+    /// How long a connection may be idle.
     pub idle_timeout: Duration,
+    /// How long the head of a request may take to arrive.
+    pub header_timeout: Duration,
+    /// How long an answer may take to be read.
+    pub write_timeout: Duration,
     /// How long requests in flight may take to finish at the end.
     pub drain_timeout: Duration,
 }
@@ -169,7 +181,29 @@ pub struct ListenerConfig {
     pub allow_roles: Vec<String>,
 }
 
+/// A rule of who may read what.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PolicyConfig {
+    /// The label of the listener that it is for; `None` is all, and what the daemon does by itself.
+    pub listener: Option<String>,
+    /// The users that it is for; `None` is all.
+    pub uids: Option<Vec<u32>>,
+    /// The primary groups that it is for; `None` is all.
+    pub gids: Option<Vec<u32>>,
+    /// Patterns of the secrets that may be read.
+    pub allow_secrets: Vec<String>,
+}
+
 impl ListenerConfig {
+    /// How policies and metrics call it: `unix:<path>` or `tcp:<address>`.
+    pub fn label(&self) -> String {
+        let kind = match self.bind {
+            Bind::Unix { .. } => "unix",
+            Bind::Tcp { .. } => "tcp",
+        };
+        format!("{kind}:{}", self.address())
+    }
+
     /// What tells it from others: a path, or an address and port.
     pub fn address(&self) -> String {
         match &self.bind {
@@ -317,10 +351,14 @@ impl Default for Config {
             source: SourceConfig::Aws,
             aws: AwsConfig::default(),
             cache: CacheConfig::default(),
-            refresh: RefreshConfig { batch: Batch::Auto, max_concurrency: 16, rate: 50 },
+            refresh: RefreshConfig { batch: Batch::Auto, max_concurrency: 16, rate: 50, rate_per_caller: 25 },
             server: ServerConfig {
                 max_connections: 4096,
+                max_connections_per_uid: 4096,
+                max_waiting: 3686,
                 idle_timeout: Duration::from_mins(1),
+                header_timeout: Duration::from_secs(10),
+                write_timeout: Duration::from_secs(30),
                 drain_timeout: Duration::from_secs(10),
             },
             listeners: vec![
@@ -346,6 +384,7 @@ impl Default for Config {
                     allow_roles: Vec::new(),
                 },
             ],
+            policies: Vec::new(),
             projects: Vec::new(),
             ops: OpsConfig { tcp: Some(SocketAddr::from(([127, 0, 0, 1], 9273))) },
             log: LogConfig { format: LogFormat::Json, level: LogLevel::Info },
@@ -414,6 +453,7 @@ mod tests {
         let expected = Config { groups: config.groups.clone(), ..Config::default() };
         let settled = |mut config: Config| {
             config.listeners = Config::default().listeners;
+            config.policies.clear();
             config.projects.clear();
             config.aws = AwsConfig::default();
             config.cache.preload.clear();
@@ -438,10 +478,12 @@ mod tests {
             .map(|(key, _)| key.to_owned())
             .filter(|key| !key.starts_with(|first: char| first.is_uppercase()))
             .collect();
-        let example = "[[listener]]\nunix = \"/x\"\n[[listener]]\ntcp = \"127.0.0.1:1\"\n[[project]]\nsecrets = [{}]\n\
+        let example = "[[listener]]\nunix = \"/x\"\n[[listener]]\ntcp = \"127.0.0.1:1\"\n[[policy]]\n[[project]]\nsecrets = [{}]\n\
                        [groups.x]\n";
-        let sections =
-            ["source", "aws", "cache", "refresh", "server", "listener", "project", "ops", "log", "groups"];
+        let sections = [
+            "source", "aws", "cache", "refresh", "server", "listener", "policy", "project", "ops", "log",
+            "groups",
+        ];
         let known: std::collections::BTreeSet<String> = Document::known_keys(example, load::config)
             .into_iter()
             .filter(|key| !sections.contains(&key.as_str()))

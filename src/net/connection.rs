@@ -6,6 +6,7 @@ use std::future::Future;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::pin;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use hyper::body::Incoming;
@@ -14,18 +15,28 @@ use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper::{Request, Response};
 use hyper_util::rt::{TokioIo, TokioTimer};
-use prometheus::IntGauge;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::sleep;
 
 use super::listener::{Listener, Stream};
-use super::{Body, Peer};
+use super::patience::{Patience, Timed};
+use super::room::{Place, Room};
+use super::{Body, ConnectionMetrics, Peer};
 use crate::lifecycle::DrainWatcher;
 
 /// What answers requests.
 pub trait Service: Send + Sync + 'static {
+    /// What is kept for as long as a connection lives.
+    type Session: Send + Sync + 'static;
+
+    /// Somebody has connected.
+    fn connected(&self, peer: Peer) -> Self::Session;
+
     /// Answers one request.
-    fn call(&self, request: Request<Incoming>, peer: Peer) -> impl Future<Output = Response<Body>> + Send;
+    fn call(
+        &self,
+        request: Request<Incoming>,
+        session: &Self::Session,
+    ) -> impl Future<Output = Response<Body>> + Send;
 
     /// The answer to a request whose handling panicked.
     fn panicked(&self) -> Response<Body>;
@@ -34,10 +45,15 @@ pub trait Service: Send + Sync + 'static {
 /// Bounds on connections.
 #[derive(Debug, Clone, Copy)]
 pub struct ConnectionLimits {
-    /// The most that are open at a time; newcomers wait in the kernel's queue.
+    /// The most that are open at a time. Beyond it, those that have been idle longest give way, and where none is idle
+    /// newcomers wait.
     pub max_connections: usize,
-    /// How long a connection may be idle, and how long a request's head may take to arrive.
+    /// The most that one user may have open on a Unix socket; more are refused.
+    pub max_per_user: usize,
+    /// How long a connection may be idle.
     pub idle_timeout: Duration,
+    /// How long the head of a request may take to arrive, and how long an answer may take to be read.
+    pub patience: Patience,
 }
 
 /// The most bytes that a request's head may have; also bounds a connection's read buffer.
@@ -50,6 +66,10 @@ const LINGER: Duration = Duration::from_millis(500);
 /// How long to wait when the system has no descriptors left, before accepting again.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 
+/// A connection that gives way must have been idle for so long: a client that sends one request after the other is
+/// not cut off between two of them.
+const IDLE: Duration = Duration::from_millis(100);
+
 /// Accepts connections and serves them until the drain starts; returns when no more are accepted.
 /// Connections under way hold the drain up until they end.
 pub async fn serve<S: Service>(
@@ -57,39 +77,71 @@ pub async fn serve<S: Service>(
     service: Arc<S>,
     limits: ConnectionLimits,
     mut drain: DrainWatcher,
-    gauge: IntGauge,
+    metrics: ConnectionMetrics,
 ) {
-    let permits = Arc::new(Semaphore::new(limits.max_connections));
-    let spawn = |stream: Stream, peer: Peer, permit: OwnedSemaphorePermit, drain: &DrainWatcher| {
-        let open = OpenConnection::new(gauge.clone(), permit);
-        tokio::spawn(connection(stream, peer, Arc::clone(&service), limits, drain.clone(), open));
+    let room = Arc::new(Room::new(limits.max_connections, limits.max_per_user, metrics));
+    let spawn = |stream: Stream, peer: Peer, place: Place, drain: &DrainWatcher| {
+        tokio::spawn(connection(stream, peer, Arc::clone(&service), limits, drain.clone(), place));
     };
     loop {
-        // The permit comes first: what cannot be served is left in the kernel's queue.
         let next = async {
-            let permit = Arc::clone(&permits).acquire_owned().await.ok()?;
-            Some((listener.accept().await, permit))
+            let (stream, peer) = listener.accept().await?;
+            // One that cannot be served yet waits here, all others in the kernel's queue.
+            let place = room.place_for(peer).await;
+            Ok::<_, std::io::Error>((stream, peer, place))
         };
         tokio::select! {
             biased;
             () = drain.started() => break,
             accepted = next => match accepted {
-                Some((Ok((stream, peer)), permit)) => spawn(stream, peer, permit, &drain),
-                Some((Err(error), _)) => {
+                Ok((stream, peer, Some(place))) => spawn(stream, peer, place, &drain),
+                Ok((stream, _, None)) => stream.turn_away(),
+                Err(error) => {
                     tracing::warn!(listener = listener.label(), %error, "a connection could not be accepted");
                     sleep(ACCEPT_PAUSE).await;
                 }
-                None => break,
             },
         }
     }
     // Nobody finds the way in any more; those who are in the queue did, and are served.
     listener.retire();
-    while let Ok(permit) = Arc::clone(&permits).try_acquire_owned() {
-        match tokio::time::timeout(Duration::ZERO, listener.accept()).await {
-            Ok(Ok((stream, peer))) => spawn(stream, peer, permit, &drain),
-            Ok(Err(_)) | Err(_) => break,
+    while let Ok(Ok((stream, peer))) = tokio::time::timeout(Duration::ZERO, listener.accept()).await {
+        match room.place_at_once(peer) {
+            Some(place) => spawn(stream, peer, place, &drain),
+            None => stream.turn_away(),
         }
+    }
+}
+
+/// What the requests of one connection share.
+struct Shared<S: Service> {
+    service: Arc<S>,
+    session: S::Session,
+    draining: DrainWatcher,
+    requests: Arc<Requests>,
+}
+
+/// The requests of one connection: how many have begun, twice that, and one more while one is being answered.
+#[derive(Debug, Default)]
+pub(super) struct Requests(AtomicU64);
+
+impl Requests {
+    fn begin(&self) {
+        self.0.fetch_or(1, Ordering::Relaxed);
+    }
+
+    fn end(&self) {
+        self.0.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// Another number after each request.
+    pub(super) fn so_far(&self) -> u64 {
+        self.0.load(Ordering::Relaxed)
+    }
+
+    /// Whether one is being answered.
+    pub(super) fn is_busy(&self) -> bool {
+        self.so_far() % 2 == 1
     }
 }
 
@@ -99,19 +151,25 @@ async fn connection<S: Service>(
     service: Arc<S>,
     limits: ConnectionLimits,
     mut drain: DrainWatcher,
-    _open: OpenConnection,
+    place: Place,
 ) {
-    let draining = drain.clone();
+    let requests = Arc::new(Requests::default());
+    let session = service.connected(peer);
+    let shared =
+        Arc::new(Shared { service, session, draining: drain.clone(), requests: Arc::clone(&requests) });
     let answer = service_fn(|request| {
-        let (service, draining) = (Arc::clone(&service), draining.clone());
+        let shared = Arc::clone(&shared);
         async move {
-            let mut response = call_caught(&*service, request, peer).await;
-            if draining.has_started() {
+            shared.requests.begin();
+            let mut response = call_caught(&*shared.service, request, &shared.session).await;
+            shared.requests.end();
+            if shared.draining.has_started() {
                 response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
             }
             Ok::<_, Infallible>(response)
         }
     });
+    let stream = Timed::new(stream, limits.patience, Arc::clone(&requests));
     let connection = http1::Builder::new()
         .timer(TokioTimer::new())
         .header_read_timeout(limits.idle_timeout)
@@ -120,9 +178,10 @@ async fn connection<S: Service>(
         .auto_date_header(false)
         .serve_connection(TokioIo::new(stream), answer);
     let mut connection = pin!(connection);
-    // An error is the peer's: it hung up, was idle too long or spoke something else than HTTP.
+    // An error is the peer's: it hung up, was idle or slow for too long or spoke something else than HTTP.
     tokio::select! {
         _ = connection.as_mut() => return,
+        () = place.given_up(|| idle(&requests)) => return,
         () = drain.started() => {}
     }
     tokio::select! {
@@ -132,9 +191,23 @@ async fn connection<S: Service>(
     let _ = connection.await;
 }
 
+/// Whether no request comes for a moment, nor is being answered.
+async fn idle(requests: &Requests) -> bool {
+    let before = requests.so_far();
+    if requests.is_busy() {
+        return false;
+    }
+    sleep(IDLE).await;
+    requests.so_far() == before
+}
+
 /// Calls the service; a panic becomes an answer.
-async fn call_caught<S: Service>(service: &S, request: Request<Incoming>, peer: Peer) -> Response<Body> {
-    let mut call = pin!(service.call(request, peer));
+async fn call_caught<S: Service>(
+    service: &S,
+    request: Request<Incoming>,
+    session: &S::Session,
+) -> Response<Body> {
+    let mut call = pin!(service.call(request, session));
     std::future::poll_fn(|cx| {
         // Whatever the panic left half done belongs to this request alone and is dropped with it.
         catch_unwind(AssertUnwindSafe(|| call.as_mut().poll(cx)))
@@ -143,29 +216,13 @@ async fn call_caught<S: Service>(service: &S, request: Request<Incoming>, peer: 
     .await
 }
 
-/// Counts a connection for as long as it lives.
-struct OpenConnection {
-    gauge: IntGauge,
-    _permit: OwnedSemaphorePermit,
-}
-
-impl OpenConnection {
-    fn new(gauge: IntGauge, permit: OwnedSemaphorePermit) -> Self {
-        gauge.inc();
-        Self { gauge, _permit: permit }
-    }
-}
-
-impl Drop for OpenConnection {
-    fn drop(&mut self) {
-        self.gauge.dec();
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use bytes::Bytes;
     use http_body_util::Full;
+    use prometheus::{IntCounter, IntGauge};
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    use tokio::net::TcpStream;
 
     use super::*;
     use crate::lifecycle::Drain;
@@ -174,10 +231,15 @@ mod tests {
     struct Moody;
 
     impl Service for Moody {
-        async fn call(&self, request: Request<Incoming>, _peer: Peer) -> Response<Body> {
+        type Session = ();
+
+        fn connected(&self, _peer: Peer) {}
+
+        async fn call(&self, request: Request<Incoming>, (): &()) -> Response<Body> {
             match request.uri().path() {
                 "/panic" => panic!("told to"),
                 "/slow" => sleep(Duration::from_millis(300)).await,
+                "/large" => return Response::new(Full::new(Bytes::from(vec![b'x'; 32 << 20]))),
                 _ => {}
             }
             Response::new(Full::new(Bytes::from_static(b"fine")))
@@ -193,10 +255,22 @@ mod tests {
     async fn start(drain: &Drain, max_connections: usize) -> (Endpoint, IntGauge) {
         let listener = Listener::tcp("127.0.0.1:0".parse().unwrap()).await.unwrap();
         let endpoint = Endpoint::Tcp(listener.tcp_addr().unwrap().to_string());
-        let gauge = IntGauge::new("open", "open").unwrap();
-        let limits = ConnectionLimits { max_connections, idle_timeout: Duration::from_secs(5) };
-        tokio::spawn(serve(listener, Arc::new(Moody), limits, drain.watcher(), gauge.clone()));
-        (endpoint, gauge)
+        let open = IntGauge::new("open", "open").unwrap();
+        let metrics = ConnectionMetrics { open: open.clone(), refused: IntCounter::new("no", "no").unwrap() };
+        let patience = Duration::from_millis(300);
+        let limits = ConnectionLimits {
+            max_connections,
+            max_per_user: max_connections,
+            idle_timeout: Duration::from_secs(5),
+            patience: Patience { head: patience, answer: patience },
+        };
+        tokio::spawn(serve(listener, Arc::new(Moody), limits, drain.watcher(), metrics));
+        (endpoint, open)
+    }
+
+    async fn connect(endpoint: &Endpoint) -> TcpStream {
+        let Endpoint::Tcp(address) = endpoint else { panic!() };
+        TcpStream::connect(address).await.unwrap()
     }
 
     async fn status(endpoint: &Endpoint, path: &str) -> u16 {
@@ -241,5 +315,65 @@ mod tests {
             callers.spawn(async move { status(&endpoint, "/").await });
         }
         assert_eq!(callers.join_all().await, [200; 5]);
+    }
+
+    #[tokio::test]
+    async fn at_the_limit_those_who_are_idle_give_way_and_those_who_are_not_stay() {
+        let drain = Drain::new();
+        let (endpoint, gauge) = start(&drain, 3).await;
+        let busy = tokio::spawn({
+            let endpoint = endpoint.clone();
+            async move { status(&endpoint, "/slow").await }
+        });
+        let (mut idle, mut half) = (connect(&endpoint).await, connect(&endpoint).await);
+        half.write_all(b"GET / HT").await.unwrap();
+        while gauge.get() < 3 {
+            tokio::task::yield_now().await;
+        }
+        assert_eq!(status(&endpoint, "/").await, 200);
+        assert_eq!(busy.await.unwrap(), 200);
+        let mut rest = Vec::new();
+        let closed = [idle.read_to_end(&mut rest).await.is_ok(), half.read_to_end(&mut rest).await.is_ok()];
+        assert_eq!(closed, [true, true]);
+    }
+
+    #[tokio::test]
+    async fn a_head_that_drips_in_is_cut_off_and_a_connection_that_rests_is_not() {
+        let drain = Drain::new();
+        let (endpoint, _gauge) = start(&drain, 10).await;
+        let (mut drip, mut rest) = (connect(&endpoint).await, connect(&endpoint).await);
+        let cut = async {
+            for byte in b"GET / HTTP/1.1\r\nHost: localhost\r\nX: ".iter().cycle() {
+                drip.write_all(&[*byte]).await?;
+                sleep(Duration::from_millis(40)).await;
+            }
+            Ok::<_, std::io::Error>(())
+        };
+        assert!(tokio::time::timeout(Duration::from_secs(5), cut).await.is_ok_and(|cut| cut.is_err()));
+        let mut answer = [0; 12];
+        for _ in 0..2 {
+            rest.write_all(b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n").await.unwrap();
+            rest.read_exact(&mut answer).await.unwrap();
+            assert_eq!(&answer, b"HTTP/1.1 200");
+            sleep(Duration::from_millis(400)).await;
+            while rest.try_read(&mut [0; 1000]).is_ok() {}
+        }
+    }
+
+    #[tokio::test]
+    async fn an_answer_that_nobody_reads_is_cut_off() {
+        let drain = Drain::new();
+        let (endpoint, gauge) = start(&drain, 10).await;
+        let mut slow = connect(&endpoint).await;
+        slow.write_all(b"GET /large HTTP/1.1\r\nHost: localhost\r\n\r\n").await.unwrap();
+        let cut = async {
+            while gauge.get() > 0 {
+                sleep(Duration::from_millis(10)).await;
+            }
+        };
+        sleep(Duration::from_millis(50)).await;
+        assert_eq!(gauge.get(), 1);
+        assert!(tokio::time::timeout(Duration::from_secs(5), cut).await.is_ok());
+        drop(slow);
     }
 }

@@ -110,7 +110,9 @@ impl Listener {
             Kind::Unix(listener, _) => {
                 let (stream, _) = listener.accept().await?;
                 let credentials = stream.peer_cred()?;
-                let peer = Peer::Unix { uid: credentials.uid(), gid: credentials.gid() };
+                // 0 is a process of another namespace (pid_namespaces(7)).
+                let pid = credentials.pid().and_then(|pid| u32::try_from(pid).ok()).filter(|pid| *pid > 0);
+                let peer = Peer::Unix { uid: credentials.uid(), gid: credentials.gid(), pid };
                 Ok((Stream::Unix(stream), peer))
             }
         }
@@ -130,6 +132,22 @@ impl Listener {
 pub(super) enum Stream {
     Tcp(TcpStream),
     Unix(UnixStream),
+}
+
+/// What a peer is told who has too many connections: `503` as a problem of RFC 9457.
+const TURNED_AWAY: &[u8] = b"HTTP/1.1 503 Service Unavailable\r\ncontent-type: application/problem+json\r\n\
+retry-after: 1\r\ncache-control: no-store\r\nconnection: close\r\ncontent-length: 141\r\n\r\n\
+{\"type\":\"about:blank\",\"title\":\"Service Unavailable\",\"status\":503,\
+\"detail\":\"too many connections are open here\",\"code\":\"too_many_connections\"}";
+
+impl Stream {
+    /// Says that there is no room, if the peer takes it at once, and hangs up.
+    pub(super) fn turn_away(self) {
+        let _ = match self {
+            Self::Tcp(stream) => stream.try_write(TURNED_AWAY),
+            Self::Unix(stream) => stream.try_write(TURNED_AWAY),
+        };
+    }
 }
 
 /// Passes a poll on to whichever stream it is.
@@ -172,5 +190,19 @@ impl AsyncWrite for Stream {
 
     fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         delegate!(self, poll_shutdown, cx)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn who_is_turned_away_gets_a_whole_answer() {
+        let text = std::str::from_utf8(TURNED_AWAY).unwrap();
+        let (head, body) = text.split_once("\r\n\r\n").unwrap();
+        assert!(head.ends_with(&format!("content-length: {}", body.len())));
+        let problem: serde_json::Value = serde_json::from_str(body).unwrap();
+        assert_eq!((&problem["status"], &problem["code"]), (&503.into(), &"too_many_connections".into()));
     }
 }

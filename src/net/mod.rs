@@ -7,6 +7,8 @@ mod connection;
 mod descriptors;
 mod listener;
 mod ownership;
+mod patience;
+mod room;
 mod unix;
 
 pub use client::{ClientError, Endpoint, PATIENCE, fetch};
@@ -14,12 +16,14 @@ pub use connection::{ConnectionLimits, Service, serve};
 pub use descriptors::raise_descriptor_limit;
 pub use listener::{BindError, Listener};
 pub use ownership::{Ownership, UnknownOwner};
+pub use patience::Patience;
 pub use unix::UnixSocket;
 
 use std::net::SocketAddr;
 
 use bytes::Bytes;
 use http_body_util::Full;
+use prometheus::{IntCounter, IntGauge};
 
 /// What every answer's body is: bytes that are there already, shared and not copied.
 pub type Body = Full<Bytes>;
@@ -35,5 +39,16 @@ pub enum Peer {
         uid: u32,
         /// Primary group id.
         gid: u32,
+        /// Process id, where it is one of our own namespace.
+        pid: Option<u32>,
     },
+}
+
+/// What is counted of a listener's connections.
+#[derive(Debug, Clone)]
+pub struct ConnectionMetrics {
+    /// Those that are open.
+    pub open: IntGauge,
+    /// Those that were refused since their user had too many.
+    pub refused: IntCounter,
 }

@@ -1,6 +1,6 @@
 //! Who may use a socket file: its mode, owner and group, as configured and as the system knows them.
 
-use nix::unistd::{Group, User};
+use nix::unistd::{Group, User, getegid, geteuid};
 use thiserror::Error;
 
 /// Who may connect: the socket file's mode, owner and group.
@@ -28,6 +28,13 @@ impl Ownership {
         let uid = |name: &str| User::from_name(name).ok().flatten().map(|user| user.uid.as_raw());
         let gid = |name: &str| Group::from_name(name).ok().flatten().map(|group| group.gid.as_raw());
         Ok(Self { mode, uid: look_up("user", owner, uid)?, gid: look_up("group", group, gid)? })
+    }
+}
+
+impl Ownership {
+    /// The user and the group that it comes to: those of this process where none are set.
+    pub fn effective(&self) -> (u32, u32) {
+        (self.uid.unwrap_or_else(|| geteuid().as_raw()), self.gid.unwrap_or_else(|| getegid().as_raw()))
     }
 }
 

@@ -103,7 +103,11 @@ impl OpsService {
 }
 
 impl Service for OpsService {
-    async fn call(&self, request: Request<Incoming>, _peer: Peer) -> Response<Body> {
+    type Session = ();
+
+    fn connected(&self, _peer: Peer) {}
+
+    async fn call(&self, request: Request<Incoming>, (): &()) -> Response<Body> {
         let start = Instant::now();
         let (metrics, response) = self.answer(&request);
         metrics.answered(response.status().as_u16(), start.elapsed());

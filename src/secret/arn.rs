@@ -93,6 +93,42 @@ pub fn is_region(text: &str) -> bool {
         && !text.ends_with('-')
 }
 
+/// A complete ARN: one that ends in a hyphen and six random characters, which AWS puts behind a secret's name
+/// (<https://docs.aws.amazon.com/secretsmanager/latest/userguide/whats-in-a-secret.html>). A name may end so itself: only
+/// AWS knows whether an ARN is complete that looks like it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct CompleteArn<'a> {
+    /// The secret's name.
+    pub name: &'a str,
+    /// The name and the random characters.
+    pub resource: &'a str,
+}
+
+impl<'a> CompleteArn<'a> {
+    /// Takes an ARN apart that looks complete.
+    pub fn parse(text: &'a str) -> Option<Self> {
+        let resource = Arn::parse(text).ok()?.name;
+        let (name, random) = resource.rsplit_once('-')?;
+        let is_random = random.len() == 6 && random.bytes().all(|byte| byte.is_ascii_alphanumeric());
+        (is_random && !name.is_empty()).then_some(Self { name, resource })
+    }
+}
+
+/// The partition of a region: the second part of all ARNs there, by the rules of the SDKs
+/// (<https://github.com/aws/aws-sdk-rust/blob/main/sdk/sts/src/config/endpoint.rs> and its `partitions.json`).
+pub fn partition_of(region: &str) -> &'static str {
+    const PREFIXES: [(&str, &str); 7] = [
+        ("cn-", "aws-cn"),
+        ("us-gov-", "aws-us-gov"),
+        ("us-iso-", "aws-iso"),
+        ("us-isob-", "aws-iso-b"),
+        ("eu-isoe-", "aws-iso-e"),
+        ("us-isof-", "aws-iso-f"),
+        ("eusc-", "aws-eusc"),
+    ];
+    PREFIXES.iter().find(|(prefix, _)| region.starts_with(prefix)).map_or("aws", |(_, partition)| partition)
+}
+
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;

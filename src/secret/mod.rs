@@ -13,7 +13,7 @@ mod resolve;
 mod value;
 mod version;
 
-pub use arn::{Arn, ArnError, is_region};
+pub use arn::{Arn, ArnError, CompleteArn, is_region, partition_of};
 pub use description::{DescribedTag, ReplicationStatus, RotationRules, SecretDescription};
 pub use field::Field;
 pub use id::{MAX_ID_BYTES, ReferenceError, SecretId};

@@ -52,9 +52,12 @@ pub(super) fn as_aws(code: &str) -> AwsError {
         "upstream_invalid_request" => ("InvalidParameterException", 400, None),
         "upstream_decryption_failure" => ("DecryptionFailure", 400, None),
         // The SDKs try again by themselves, with backoff.
-        "upstream_throttled" | "upstream_rate_limited" | "forced_refresh_limited" => {
-            ("ThrottlingException", 400, None)
-        }
+        "upstream_throttled"
+        | "upstream_rate_limited"
+        | "forced_refresh_limited"
+        | "caller_rate_limited"
+        | "too_many_waiting"
+        | "too_many_connections" => ("ThrottlingException", 400, None),
         "upstream_error"
         | "upstream_unusable_answer"
         | "upstream_unreachable"
@@ -96,7 +99,7 @@ pub(super) fn as_agent(code: &str) -> AgentError {
             of_agent("ConnectionError", 502)
         }
         "upstream_timeout" => of_agent("TimeoutError", 504),
-        "upstream_rate_limited" | "forced_refresh_limited" => of_agent(aws.kind, 429),
+        "upstream_rate_limited" | "forced_refresh_limited" | "caller_rate_limited" => of_agent(aws.kind, 429),
         _ if aws.status == 500 => of_agent("InternalFailure", 500),
         _ => AgentError::Aws(aws),
     }
@@ -116,8 +119,11 @@ mod tests {
             let mut columns = row.split('|').skip(1);
             let status = columns.next().unwrap().trim();
             for code in columns.next().unwrap().split('`').skip(1).step_by(2) {
-                let is_server_fault =
-                    status.starts_with('5') && !matches!(code, "upstream_throttled" | "not_cached");
+                let is_server_fault = status.starts_with('5')
+                    && !matches!(
+                        code,
+                        "upstream_throttled" | "not_cached" | "too_many_waiting" | "too_many_connections"
+                    );
                 let is_decryption = code == "upstream_decryption_failure";
                 assert_eq!(as_aws(code).status == 500, is_server_fault && !is_decryption, "{code}");
                 seen += 1;

@@ -1,6 +1,6 @@
 //! The secret listeners: guards, routes and the APIs over one cache.
 //!
-//! One way in: `guards -> router -> api (parse, resolve to a key) -> gate -> cache`. Only
+//! One way in: `guards -> router -> api (parse, resolve to a key) -> visit (gate) -> cache`. Only
 //! `problem` turns an error into an answer.
 
 mod api;
@@ -9,8 +9,10 @@ mod guards;
 mod headers;
 mod problem;
 mod router;
+mod visit;
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
 
 use arc_swap::ArcSwap;
 use bytes::Bytes;
@@ -18,6 +20,7 @@ use http_body_util::Full;
 use hyper::body::Incoming;
 use hyper::header::{CACHE_CONTROL, CONTENT_TYPE, HeaderValue};
 use hyper::{Request, Response, StatusCode};
+use tokio::sync::Semaphore;
 use tokio::time::Instant;
 
 use self::api::{agent, native, sdk};
@@ -26,7 +29,9 @@ use self::guards::Guards;
 use self::headers::HitHeaders;
 use self::problem::Problem;
 use self::router::Route;
-use crate::access::{Caller, Gate};
+use self::visit::Visit;
+pub use self::visit::Visitor;
+use crate::access::Gate;
 use crate::cache::Cache;
 use crate::lifecycle::Readiness;
 use crate::metrics::{HttpMetrics, RouteMetrics};
@@ -42,6 +47,7 @@ pub struct Shared {
     hit_headers: HitHeaders,
     /// The daemon's own region, where it is known.
     default_region: Option<String>,
+    listeners: AtomicU32,
 }
 
 impl Shared {
@@ -53,7 +59,14 @@ impl Shared {
         default_region: Option<String>,
     ) -> Self {
         let hit_headers = HitHeaders::default();
-        Self { cache, resolver: resolver.into(), readiness, hit_headers, default_region }
+        Self {
+            cache,
+            resolver: resolver.into(),
+            readiness,
+            hit_headers,
+            default_region,
+            listeners: AtomicU32::new(0),
+        }
     }
 
     /// Other groups from now on.
@@ -88,6 +101,10 @@ pub struct SecretService {
     shared: Arc<Shared>,
     rules: Arc<ArcSwap<Rules>>,
     label: String,
+    /// Its number among the listeners.
+    number: u32,
+    /// Room for readers that wait for a change.
+    waiting: Semaphore,
     http: HttpMetrics,
     secret: RouteMetrics,
     wait: RouteMetrics,
@@ -98,9 +115,17 @@ pub struct SecretService {
 }
 
 impl SecretService {
-    /// A listener with its own rules, which the caller may replace.
-    pub fn new(shared: Arc<Shared>, rules: Arc<ArcSwap<Rules>>, label: String, http: HttpMetrics) -> Self {
+    /// A listener with its own rules, which the caller may replace, and room for so many readers that wait for a change.
+    pub fn new(
+        shared: Arc<Shared>,
+        rules: Arc<ArcSwap<Rules>>,
+        label: String,
+        http: HttpMetrics,
+        max_waiting: usize,
+    ) -> Self {
         Self {
+            number: shared.listeners.fetch_add(1, Ordering::Relaxed),
+            waiting: Semaphore::new(max_waiting),
             secret: http.route(&label, "secret"),
             wait: http.route(&label, "wait"),
             agent: http.route(&label, "agent"),
@@ -119,13 +144,13 @@ impl SecretService {
         &self,
         request: &Request<Incoming>,
         route: Route<'_>,
-        peer: Peer,
+        visitor: &Visitor,
     ) -> Result<Arc<Rules>, Problem> {
         let rules = self.rules.load_full();
         rules.guards.check(request)?;
         // Health is everybody's; all else is for those who may come in, be it to learn that a path does not exist.
         if !route.is_health() {
-            rules.gate.admit(&caller(request, peer))?;
+            rules.gate.admit(&visitor.caller(guards::presented_token(request.headers())))?;
         }
         if let Some(allowed) = route.methods() {
             guards::check_method(request, allowed)?;
@@ -133,15 +158,15 @@ impl SecretService {
         Ok(rules)
     }
 
-    async fn answer(&self, request: Request<Incoming>, peer: Peer) -> Result<Response<Body>, Problem> {
+    async fn answer(&self, request: Request<Incoming>, visitor: &Visitor) -> Result<Response<Body>, Problem> {
         let route = Route::of(request.method(), request.uri().path());
-        let rules = self.enter(&request, route, peer)?;
-        let (shared, gate) = (&*self.shared, &rules.gate);
+        let rules = self.enter(&request, route, visitor)?;
+        let visit = Visit::new(&self.shared, &rules.gate, visitor);
         match route {
-            Route::Secret(raw) => native::read(shared, gate, &request, raw).await,
-            Route::AgentQuery => agent::read(shared, gate, &request, None).await,
-            Route::AgentPath(raw) => agent::read(shared, gate, &request, Some(raw)).await,
-            Route::Sdk => sdk::answer(shared, gate, request).await,
+            Route::Secret(raw) => native::read(&visit, &request, raw, &self.waiting).await,
+            Route::AgentQuery => agent::read(&visit, &request, None).await,
+            Route::AgentPath(raw) => agent::read(&visit, &request, Some(raw)).await,
+            Route::Sdk => sdk::answer(&visit, request).await,
             Route::Ping => Ok(text(StatusCode::OK, "healthy")),
             Route::Health => Ok(self.health()),
             Route::Unmatched => Err(Problem::no_route()),
@@ -170,11 +195,17 @@ impl SecretService {
 }
 
 impl Service for SecretService {
-    async fn call(&self, request: Request<Incoming>, peer: Peer) -> Response<Body> {
+    type Session = Visitor;
+
+    fn connected(&self, peer: Peer) -> Visitor {
+        Visitor::new(self.number, peer)
+    }
+
+    async fn call(&self, request: Request<Incoming>, visitor: &Visitor) -> Response<Body> {
         let start = Instant::now();
         let route = Route::of(request.method(), request.uri().path());
         let (metrics, dialect) = (self.metrics_of(route, request.uri().query()), route.dialect());
-        let mut response = self.answer(request, peer).await.unwrap_or_else(|problem| {
+        let mut response = self.answer(request, visitor).await.unwrap_or_else(|problem| {
             if let Some(reason) = problem.rejection() {
                 self.http.rejected(&self.label, reason);
             }
@@ -191,15 +222,6 @@ impl Service for SecretService {
         tracing::error!(listener = self.label, "a request handler panicked; this is a defect of smcached");
         Problem::internal().into_response(Dialect::Native)
     }
-}
-
-/// Who asks, from the connection and the request's headers.
-fn caller(request: &Request<Incoming>, peer: Peer) -> Caller<'_> {
-    let uid = match peer {
-        Peer::Unix { uid, .. } => Some(uid),
-        Peer::Tcp(_) => None,
-    };
-    Caller { uid, token: guards::presented_token(request.headers()) }
 }
 
 fn text(status: StatusCode, body: &'static str) -> Response<Body> {

@@ -108,6 +108,14 @@ impl Problem {
         Self::new(StatusCode::FORBIDDEN, "origin_not_allowed", detail).rejecting("origin")
     }
 
+    /// A reader that would wait for a change, where as many wait as may.
+    pub(super) fn too_many_waiting() -> Self {
+        let detail = "as many readers wait for a change here as may; ask again later, or without wait";
+        Self::new(StatusCode::SERVICE_UNAVAILABLE, "too_many_waiting", detail)
+            .rejecting("waiting")
+            .retry_after(None)
+    }
+
     /// A path that nothing answers to.
     pub(super) fn no_route() -> Self {
         let detail = "no such path; secrets are at /secret/<group>/<key>";
@@ -280,6 +288,11 @@ impl From<ReadError> for Problem {
             ReadError::NotHeld => Self::new(StatusCode::GATEWAY_TIMEOUT, "not_cached", error.to_string()),
             ReadError::ForcedTooOften { retry_after } => {
                 Self::new(StatusCode::TOO_MANY_REQUESTS, "forced_refresh_limited", error.to_string())
+                    .retry_after(Some(retry_after))
+            }
+            ReadError::CallerOverBudget { retry_after } => {
+                Self::new(StatusCode::TOO_MANY_REQUESTS, "caller_rate_limited", error.to_string())
+                    .rejecting("caller_rate")
                     .retry_after(Some(retry_after))
             }
             ReadError::Source { error, .. } => error.into(),

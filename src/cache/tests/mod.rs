@@ -144,7 +144,14 @@ fn options() -> CacheOptions {
 }
 
 fn calls() -> CallOptions {
-    CallOptions { fetch_timeout: SECOND * 3, max_attempts: 1, max_concurrency: 100, rate: 1000, batch: true }
+    CallOptions {
+        fetch_timeout: SECOND * 3,
+        max_attempts: 1,
+        max_concurrency: 100,
+        rate: 1000,
+        rate_per_caller: 500,
+        batch: true,
+    }
 }
 
 struct Rig {

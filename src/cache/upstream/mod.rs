@@ -53,6 +53,8 @@ pub struct CallOptions {
     pub max_concurrency: u32,
     /// The most calls a second.
     pub rate: u32,
+    /// The most calls a second that the reads of one caller may cause.
+    pub rate_per_caller: u32,
     /// Whether refreshes may share calls.
     pub batch: bool,
 }

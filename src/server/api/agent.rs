@@ -9,39 +9,36 @@ use http_body_util::Full;
 use hyper::header::{CONTENT_TYPE, HeaderValue};
 use hyper::{Request, Response};
 
-use super::cache_status::{failed, note_source};
+use super::cache_status::note_source;
 use super::metadata::{DateForm, Metadata};
 use super::query::{self, QueryError};
-use crate::access::Gate;
 use crate::cache::Demand;
 use crate::net::Body;
 use crate::secret::{Origin, ReferenceError, SecretId, VersionSelector, percent_decode};
-use crate::server::Shared;
 use crate::server::problem::Problem;
+use crate::server::visit::Visit;
 
 /// Answers one read. `path` is what follows `/v1/`, not decoded; without it, the id is a parameter.
 pub(in crate::server) async fn read<B>(
-    shared: &Shared,
-    gate: &Gate,
+    visit: &Visit<'_>,
     request: &Request<B>,
     path: Option<&str>,
 ) -> Result<Response<Body>, Problem> {
     let query = Query::parse(path, request.uri().query())?;
     let role_arn = query.role_arn.as_deref();
     if let Some(role_arn) = role_arn {
-        gate.may_assume(role_arn)?;
+        visit.may_assume(role_arn)?;
     }
     let origin = Origin { region: None, role_arn: role_arn.map(Into::into) };
-    let key = shared.resolver.load().resolve_id(query.id, origin, query.selector)?;
-    gate.may_read(&key)?;
+    let key = visit.shared.resolver.load().resolve_id(query.id, origin, query.selector)?;
     // As that agent does, what is held is served where asking anew fails; and where it is asked for too often.
     let stale_if_error = query.refresh_now.then_some(Duration::MAX);
     let demand = Demand { no_cache: query.refresh_now, stale_if_error, ..Demand::default() };
-    let answer = shared.cache.read(&key, &demand).await.map_err(failed)?;
+    let answer = visit.read(&key, demand).await?;
     let body = Metadata::new(&answer.held.version, None, DateForm::Text).render();
     let mut response = Response::new(Full::new(body));
     response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
-    note_source(response.headers_mut(), &shared.hit_headers, &answer);
+    note_source(response.headers_mut(), &visit.shared.hit_headers, &answer);
     Ok(response)
 }
 

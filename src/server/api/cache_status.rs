@@ -37,7 +37,7 @@ fn cache_status(hit_headers: &HitHeaders, answer: &Answer) -> HeaderValue {
 }
 
 /// A read that failed, as an answer that tells how.
-pub(super) fn failed(error: ReadError) -> Problem {
+pub(in crate::server) fn failed(error: ReadError) -> Problem {
     let status = failed_status(&error);
     Problem::from(error).cache_status(status)
 }
@@ -48,6 +48,9 @@ fn failed_status(error: &ReadError) -> HeaderValue {
         ReadError::NotHeld => HeaderValue::from_static("smcached; detail=only-if-cached"),
         ReadError::ForcedTooOften { .. } => {
             HeaderValue::from_static("smcached; detail=forced-refresh-limited")
+        }
+        ReadError::CallerOverBudget { .. } => {
+            HeaderValue::from_static("smcached; detail=caller-rate-limited")
         }
         ReadError::Source { remembered_for: Some(left), .. } => {
             rendered(&format!("smcached; hit; ttl={}; detail=negative", left.as_secs()))

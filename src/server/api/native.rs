@@ -7,18 +7,18 @@ use http_body_util::Full;
 use hyper::header::{ACCEPT, CACHE_CONTROL, CONTENT_TYPE, ETAG, HeaderMap, HeaderValue, IF_NONE_MATCH};
 use hyper::{Request, Response, StatusCode};
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
+use tokio::sync::Semaphore;
 use tokio::time::Instant;
 
-use super::cache_status::{failed, note_source};
+use super::cache_status::note_source;
 use super::metadata::{DateForm, Metadata};
 use super::query::{self, QueryError};
-use crate::access::Gate;
 use crate::cache::{Answer, Demand, Held};
 use crate::net::Body;
 use crate::secret::{Field, SecretPath, SecretVersion, VersionSelector};
-use crate::server::Shared;
 use crate::server::headers::{HitHeaders, rendered};
 use crate::server::problem::Problem;
+use crate::server::visit::Visit;
 use crate::units::{DURATION, parse_duration};
 
 /// The longest that a reader may wait for another version: as long as Consul's blocking queries.
@@ -30,30 +30,33 @@ const ETAG_PLAIN: &AsciiSet =
 
 /// Answers one read. `raw` is what follows `/secret/` in the path, not decoded.
 pub(in crate::server) async fn read<B>(
-    shared: &Shared,
-    gate: &Gate,
+    visit: &Visit<'_>,
     request: &Request<B>,
     raw: &str,
+    waiting: &Semaphore,
 ) -> Result<Response<Body>, Problem> {
+    let shared = visit.shared;
     let query = Query::parse(request.uri().query())?;
     let key = shared.resolver.load().resolve(SecretPath::parse(raw)?, query.selector)?;
-    gate.may_read(&key)?;
     let headers = request.headers();
     let demand = demand(headers);
     let field = query.field.as_ref();
-    let answer = match query.wait {
-        None => shared.cache.read(&key, &demand).await,
-        Some(wait) => {
-            let until = Instant::now() + wait;
-            let is_known = |held: &Held| is_known(headers, &etag(held, field));
-            tokio::select! {
-                answer = shared.cache.read_next(&key, &demand, until, is_known) => answer,
-                // Nobody is to be waited for at the end.
-                () = shared.readiness.draining() => shared.cache.read(&key, &Demand::default()).await,
-            }
+    let Some(wait) = query.wait else {
+        let answer = visit.read(&key, demand).await?;
+        return render(&shared.hit_headers, &answer, field, headers);
+    };
+    let until = Instant::now() + wait;
+    let _place = waiting.try_acquire().map_err(|_| Problem::too_many_waiting())?;
+    let key = &key;
+    let read = |demand: Demand| async move {
+        let is_known = |held: &Held| is_known(headers, &etag(held, field));
+        tokio::select! {
+            answer = shared.cache.read_next(key, &demand, until, is_known) => answer,
+            // Nobody is to be waited for at the end.
+            () = shared.readiness.draining() => shared.cache.read(key, &Demand::default()).await,
         }
     };
-    let answer = answer.map_err(failed)?;
+    let answer = visit.read_by(key, demand, read).await?;
     render(&shared.hit_headers, &answer, field, headers)
 }
 

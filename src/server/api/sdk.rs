@@ -8,18 +8,17 @@ use std::borrow::Cow;
 use std::time::Duration;
 
 use bytes::Bytes;
+use futures_util::future::join_all;
 use http_body_util::{BodyExt, Full, LengthLimitError, Limited};
 use hyper::body::Body as HttpBody;
 use hyper::header::{CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue};
 use hyper::{Request, Response};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
-use tokio::task::JoinSet;
 use tokio::time::timeout;
 
 use super::cache_status::{failed, note_source};
 use super::metadata::{DateForm, Metadata, render};
-use crate::access::Gate;
 use crate::cache::{Answer, Demand, ReadError};
 use crate::net::Body;
 use crate::secret::{
@@ -30,6 +29,7 @@ use crate::server::dialect::AWS_JSON;
 use crate::server::guards::signing_region;
 use crate::server::headers::rendered;
 use crate::server::problem::Problem;
+use crate::server::visit::Visit;
 use crate::source::SourceError;
 
 const TARGET: HeaderName = HeaderName::from_static("x-amz-target");
@@ -54,8 +54,7 @@ pub(in crate::server) fn note_request_id(response: &mut Response<Body>) {
 
 /// Answers one request.
 pub(in crate::server) async fn answer<B>(
-    shared: &Shared,
-    gate: &Gate,
+    visit: &Visit<'_>,
     request: Request<B>,
 ) -> Result<Response<Body>, Problem>
 where
@@ -64,7 +63,7 @@ where
     let (head, body) = request.into_parts();
     let operation = operation(&head.headers)?;
     let body = read_body(body).await?;
-    let api = Api { shared, gate, region: region(shared, &head.headers)? };
+    let api = Api { visit, region: region(visit.shared, &head.headers)? };
     match operation.as_str() {
         "GetSecretValue" => api.get_secret_value(parsed(&body)?).await,
         "DescribeSecret" => api.describe_secret(parsed(&body)?).await,
@@ -161,8 +160,7 @@ struct BatchError {
 
 /// One request's way to the cache.
 struct Api<'a> {
-    shared: &'a Shared,
-    gate: &'a Gate,
+    visit: &'a Visit<'a>,
     region: Option<String>,
 }
 
@@ -171,7 +169,7 @@ impl Api<'_> {
         let selector = VersionSelector::new(input.version_id.as_deref(), input.version_stage.as_deref())
             .map_err(|error| Problem::parameter("invalid_parameter", error.to_string()))?;
         let key = self.key(input.secret_id.as_deref(), selector)?;
-        let answer = self.read(&key).await?;
+        let answer = self.visit.read(&key, Demand::default()).await?;
         let body = Metadata::new(&answer.held.version, None, DateForm::Number).render();
         Ok(self.response(body, Some(&answer)))
     }
@@ -179,13 +177,15 @@ impl Api<'_> {
     /// What AWS says, held as values are; where AWS denies that, what the versions that are held tell.
     async fn describe_secret(&self, input: DescribeSecret) -> Result<Response<Body>, Problem> {
         let current = self.key(input.secret_id.as_deref(), VersionSelector::current())?;
-        match self.shared.cache.read(&current.description(), &Demand::default()).await {
+        let (cache, description) = (&self.visit.shared.cache, &current.description());
+        let read = |demand: Demand| async move { cache.read(description, &demand).await };
+        match self.visit.try_read_by(description, Demand::default(), read).await? {
             Ok(answer) => {
                 let body = answer.held.version.value.expose().clone();
                 Ok(self.response(body, Some(&answer)))
             }
             Err(ReadError::Source { error: SourceError::AccessDenied, .. }) => {
-                let answer = self.read(&current).await?;
+                let answer = self.visit.read(&current, Demand::default()).await?;
                 let previous = self.held_previous(&current).await;
                 let versions: Vec<&SecretVersion> = [Some(&answer), previous.as_ref()]
                     .into_iter()
@@ -209,23 +209,7 @@ impl Api<'_> {
         if ids.is_empty() || ids.len() > MAX_BATCH {
             return Err(invalid("SecretIdList must have 1 to 20 ids"));
         }
-        let mut reads = JoinSet::new();
-        let mut outcomes: Vec<Result<Answer, Problem>> = Vec::new();
-        for (index, id) in ids.iter().enumerate() {
-            // Replaced by what the cache says, unless nobody gets to ask it.
-            outcomes.push(Err(Problem::internal()));
-            match self.key(Some(id), VersionSelector::current()) {
-                Ok(key) => {
-                    let cache = self.shared.cache.clone();
-                    reads.spawn(async move { (index, cache.read(&key, &Demand::default()).await) });
-                }
-                Err(problem) => outcomes[index] = Err(problem),
-            }
-        }
-        while let Some(read) = reads.join_next().await {
-            let Ok((index, read)) = read else { continue };
-            outcomes[index] = read.map_err(failed);
-        }
+        let outcomes = join_all(ids.iter().map(|id| self.current_of(id))).await;
         let (mut answers, mut errors) = (Vec::new(), Vec::new());
         for (id, outcome) in ids.into_iter().zip(outcomes) {
             match outcome {
@@ -244,25 +228,23 @@ impl Api<'_> {
         Ok(self.response(render(&Batch { secret_values, errors }, room), None))
     }
 
-    /// The key that an id leads to, if this caller may read it.
+    async fn current_of(&self, id: &str) -> Result<Answer, Problem> {
+        let key = self.key(Some(id), VersionSelector::current())?;
+        self.visit.read(&key, Demand::default()).await
+    }
+
+    /// The key that an id leads to.
     fn key(&self, id: Option<&str>, selector: VersionSelector) -> Result<SecretKey, Problem> {
         let id = id.filter(|id| !id.is_empty()).ok_or_else(|| invalid("SecretId must be given"))?;
         let origin = Origin { region: self.region.as_deref().map(Into::into), role_arn: None };
-        let key = self.shared.resolver.load().resolve_id(SecretId::parse(id)?, origin, selector)?;
-        self.gate.may_read(&key)?;
-        Ok(key)
-    }
-
-    async fn read(&self, key: &SecretKey) -> Result<Answer, Problem> {
-        self.shared.cache.read(key, &Demand::default()).await.map_err(failed)
+        Ok(self.visit.shared.resolver.load().resolve_id(SecretId::parse(id)?, origin, selector)?)
     }
 
     /// The version before the current one, if it is held: no call is made for it.
     async fn held_previous(&self, current: &SecretKey) -> Option<Answer> {
         let selector = VersionSelector::new(None, Some("AWSPREVIOUS")).ok()?;
         let key = SecretKey { selector, ..current.clone() };
-        let demand = Demand { only_if_cached: true, ..Demand::default() };
-        self.shared.cache.read(&key, &demand).await.ok()
+        self.visit.read(&key, Demand { only_if_cached: true, ..Demand::default() }).await.ok()
     }
 
     fn response(&self, body: Bytes, answer: Option<&Answer>) -> Response<Body> {
@@ -270,7 +252,7 @@ impl Api<'_> {
         let headers = response.headers_mut();
         headers.insert(CONTENT_TYPE, HeaderValue::from_static(AWS_JSON));
         if let Some(answer) = answer {
-            note_source(headers, &self.shared.hit_headers, answer);
+            note_source(headers, &self.visit.shared.hit_headers, answer);
         }
         response
     }
