@@ -123,7 +123,9 @@ impl Patterns {
 
     fn possible(&self, names: &Names<'_>) -> bool {
         let may_match = |pattern: &str, text: &[u8]| {
-            matches(pattern, text, |known, wanted| known == UNKNOWN || known == wanted)
+            matches(pattern, text, |known, wanted| {
+                known == wanted || (known == UNKNOWN && wanted.is_ascii_alphanumeric())
+            })
         };
         self.of_names.iter().any(|pattern| may_match(pattern, names.resource))
             || names.arn.map_or(!self.of_arns.is_empty(), |arn| {
@@ -231,6 +233,8 @@ mod tests {
             ("team-a/db", arn("team-a/db-AbCdEf"), Depends),
             ("team-a/db", "team-a/db".to_owned(), Yes),
             ("team-a/db-AbCdEf", "team-a/db".to_owned(), Depends),
+            ("team-a/db-/bCdEf", "team-a/db".to_owned(), No),
+            ("team-a/db-*", "team-a/db".to_owned(), Yes),
             ("team-a/db-AbCdEf", arn("team-a/db-AbCdEf"), Yes),
         ] {
             assert_eq!(verdict(pattern, &id), expected, "{pattern} for {id}");

@@ -236,7 +236,7 @@ async fn a_caller_of_unknown_names_cannot_starve_the_refreshes() {
                 let answer = connection.get(&format!("/secret/guess/{guesser}-{guess}"), &[]).await.unwrap();
                 assert!(matches!(answer.status, 404 | 429 | 504), "{answer:?}");
                 if answer.status == 429 {
-                    assert_eq!(answer.code(), "upstream_rate_limited");
+                    assert_eq!(answer.code(), "caller_rate_limited");
                     assert!(!answer.header("retry-after").is_empty());
                     limited += 1;
                 }
