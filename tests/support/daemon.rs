@@ -14,6 +14,9 @@ use super::{eventually, free_ports};
 
 const PATIENCE: Duration = Duration::from_secs(20);
 
+/// Stands for the port of the TCP listener in a [`Setup`].
+pub const TCP_PORT: &str = "<tcp port>";
+
 /// How a daemon is to be configured.
 #[derive(Debug, Clone, Default)]
 pub struct Setup {
@@ -146,6 +149,7 @@ impl Setup {
              {token}\n[ops]\ntcp = \"127.0.0.1:{ops_port}\"\n[log]\nlevel = \"{}\"\n{}\n",
             self.top, self.source, self.cache, self.unix, level, self.more
         );
+        let config = config.replace(TCP_PORT, &tcp_port.to_string());
         if self.is_linked {
             fs::create_dir(path("..first")).unwrap();
             fs::write(path("..first/smcached.toml"), config).unwrap();
