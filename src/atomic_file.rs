@@ -1,30 +1,34 @@
 //! Files that nobody sees half done: made under a name of their own, given content and mode, and renamed into their
-//! place. For what holds secrets: the files of projections and of `init`.
+//! place. For what holds secrets: the files of projections and of `init`, and tokens.
 
-use std::fs::{self, DirBuilder, File, OpenOptions, Permissions};
+use std::ffi::OsStr;
+use std::fs::{self, File, OpenOptions, Permissions};
 use std::io::{self, Write};
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt, fchown};
+use std::os::unix::fs::{OpenOptionsExt, PermissionsExt, fchown};
 use std::path::{Path, PathBuf};
+
+use crate::folder::Folder;
 
 /// With this begin the names of files that are being written.
 pub const PREFIX: &str = ".smcached-";
 
-/// Mode of the directories that are made.
-const DIRECTORY_MODE: u32 = 0o755;
+/// Mode of the directories in which they lie: others may enter.
+pub const DIRECTORY_MODE: u32 = 0o755;
 
 /// A file under a name of its own, readable for nobody else. Removed when dropped, unless it was renamed.
 #[derive(Debug)]
-pub struct AtomicFile {
+pub struct AtomicFile<'a> {
     file: File,
     path: PathBuf,
+    folder: &'a Folder,
 }
 
-impl AtomicFile {
+impl<'a> AtomicFile<'a> {
     /// A new one in this folder. It must be new: a link that lies there is not followed.
-    pub fn create(folder: &Path) -> io::Result<Self> {
-        let path = unused_name(folder);
+    pub fn create(folder: &'a Folder) -> io::Result<Self> {
+        let path = unused_name(&folder.path());
         let file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&path)?;
-        Ok(Self { file, path })
+        Ok(Self { file, path, folder })
     }
 
     /// Gives it to a user and a group; `None` leaves them.
@@ -38,15 +42,20 @@ impl AtomicFile {
         self.file.set_permissions(Permissions::from_mode(mode))
     }
 
-    /// Puts it in its place: whoever reads sees all of it, or what was there before.
-    pub fn rename(mut self, to: &Path) -> io::Result<()> {
-        fs::rename(&self.path, to)?;
+    /// Gives it its name in the folder: whoever reads sees all of it, or what was there before.
+    pub fn rename(mut self, name: &OsStr) -> io::Result<()> {
+        fs::rename(&self.path, self.folder.path().join(name))?;
         self.path = PathBuf::new();
         Ok(())
     }
+
+    /// As [`AtomicFile::rename`], but fails where something of this name is there.
+    pub fn link(self, name: &OsStr) -> io::Result<()> {
+        fs::hard_link(&self.path, self.folder.path().join(name))
+    }
 }
 
-impl Drop for AtomicFile {
+impl Drop for AtomicFile<'_> {
     fn drop(&mut self) {
         if !self.path.as_os_str().is_empty() {
             // Nothing can be done about a failure, and nobody reads a file of this name.
@@ -58,13 +67,4 @@ impl Drop for AtomicFile {
 /// A path in this folder for what is not to be seen yet.
 pub fn unused_name(folder: &Path) -> PathBuf {
     folder.join(format!("{PREFIX}{:016x}", fastrand::u64(..)))
-}
-
-/// Makes a directory that others may enter, whatever the umask is; one that is there is left as it is.
-pub fn make_directory(directory: &Path) -> io::Result<()> {
-    match DirBuilder::new().mode(DIRECTORY_MODE).create(directory) {
-        Ok(()) => fs::set_permissions(directory, Permissions::from_mode(DIRECTORY_MODE)),
-        Err(_) if directory.is_dir() => Ok(()),
-        Err(error) => Err(error),
-    }
 }

@@ -17,7 +17,7 @@
 //! - [`lifecycle`]: readiness, supervised tasks, signals, drain.
 //! - [`config`], [`metrics`], [`telemetry`]: what is configured, counted and logged; [`document`]: strict
 //!   reading of TOML files; [`file_watch`]: noticing that a file changed; [`units`]: durations and sizes;
-//!   [`atomic_file`]: files that nobody sees half done.
+//!   [`atomic_file`]: files that nobody sees half done; [`folder`]: directories that nobody can swap.
 //! - [`app`]: builds the parts and owns the order of start and end; [`cli`]: the commands.
 //!
 //! Imports point one way; `tests/architecture.rs` holds the map and fails on any other arrow.
@@ -30,6 +30,7 @@ pub mod cli;
 pub mod config;
 pub mod document;
 pub mod file_watch;
+pub mod folder;
 pub mod lifecycle;
 pub mod metrics;
 pub mod net;

@@ -13,15 +13,16 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("lifecycle", &[]),
     ("telemetry", &[]),
     ("units", &[]),
-    ("atomic_file", &[]),
+    ("atomic_file", &["folder"]),
+    ("folder", &[]),
     ("document", &[]),
     ("file_watch", &[]),
     ("config", &["atomic_file", "document", "secret", "units"]),
     ("source", &["document", "file_watch", "secret"]),
     ("cache", &["source", "secret", "metrics"]),
-    ("access", &["file_watch", "secret"]),
-    ("net", &["lifecycle"]),
-    ("projection", &["atomic_file", "cache", "metrics", "net", "secret", "source"]),
+    ("access", &["atomic_file", "file_watch", "folder", "secret"]),
+    ("net", &["folder", "lifecycle"]),
+    ("projection", &["atomic_file", "cache", "folder", "metrics", "net", "secret", "source"]),
     ("server", &["access", "cache", "lifecycle", "metrics", "net", "secret", "source", "units"]),
     ("ops", &["cache", "lifecycle", "metrics", "net"]),
     (
@@ -41,7 +42,7 @@ const ARROWS: &[(&str, &[&str])] = &[
             "source",
         ],
     ),
-    ("cli", &["app", "atomic_file", "config", "net", "secret", "source", "telemetry", "units"]),
+    ("cli", &["app", "atomic_file", "config", "folder", "net", "secret", "source", "telemetry", "units"]),
 ];
 
 /// Crates that only some modules may know.
@@ -52,7 +53,7 @@ const CONFINED: &[(&str, &[&str])] = &[
     ("moka", &["cache/store.rs", "cache/refusals.rs"]),
     ("toml", &["config", "document.rs"]),
     ("clap", &["cli", "main.rs"]),
-    ("nix", &["net", "projection", "cli/exec"]),
+    ("nix", &["net", "projection", "cli/exec", "folder.rs"]),
     ("tracing_subscriber", &["telemetry.rs"]),
     ("prometheus", &["metrics.rs", "net"]),
 ];

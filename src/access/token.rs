@@ -1,8 +1,7 @@
 //! The token of a TCP listener, kept in a file that callers can read and the daemon rereads.
 
-use std::fs::{self, OpenOptions, Permissions};
-use std::io::{self, Write};
-use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
+use std::fs;
+use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -15,7 +14,9 @@ use thiserror::Error;
 use tokio::time::Instant;
 use zeroize::Zeroizing;
 
+use crate::atomic_file::{AtomicFile, DIRECTORY_MODE};
 use crate::file_watch::FileWatch;
+use crate::folder::Folder;
 
 /// Random bytes in a token that the daemon makes.
 const TOKEN_BYTES: usize = 32;
@@ -174,26 +175,15 @@ fn create(path: &Path) -> Result<(), TokenError> {
     let mut random = Zeroizing::new([0_u8; TOKEN_BYTES]);
     getrandom::fill(random.as_mut()).map_err(TokenError::Random)?;
     let token = Zeroizing::new(URL_SAFE_NO_PAD.encode(random.as_ref()));
-    if let Some(directory) = path.parent().filter(|parent| !parent.as_os_str().is_empty())
-        && let Err(error) = fs::create_dir(directory)
-        && error.kind() != io::ErrorKind::AlreadyExists
-    {
-        return Err(fail("create the directory of")(error));
+    let name = path.file_name().ok_or_else(|| fail("create")(io::ErrorKind::InvalidFilename.into()))?;
+    let directory = path.parent().unwrap_or(Path::new(""));
+    let folder = Folder::make(directory, DIRECTORY_MODE).map_err(fail("open or make the directory of"))?;
+    let file = AtomicFile::create(&folder).map_err(fail("create"))?;
+    file.fill(token.as_bytes(), MODE).map_err(fail("create"))?;
+    match file.link(name) {
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(()),
+        linked => linked.map_err(fail("create")),
     }
-    let mut temporary = path.as_os_str().to_owned();
-    temporary.push(format!(".{}.tmp", std::process::id()));
-    let temporary = PathBuf::from(temporary);
-    let written = (|| {
-        let mut file = OpenOptions::new().write(true).create_new(true).mode(MODE).open(&temporary)?;
-        file.set_permissions(Permissions::from_mode(MODE))?;
-        file.write_all(token.as_bytes())?;
-        match fs::hard_link(&temporary, path) {
-            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(()),
-            linked => linked,
-        }
-    })();
-    let _ = fs::remove_file(&temporary);
-    written.map_err(fail("create"))
 }
 
 #[cfg(test)]

@@ -215,8 +215,9 @@ impl Open<'_> {
         tasks: &mut Supervisor,
     ) -> Result<SharedRules, AppError> {
         let listener = match &config.bind {
-            Bind::Unix { path, mode, owner, group, .. } => {
-                Listener::unix(path, Ownership::resolve(*mode, owner.as_deref(), group.as_deref())?)?
+            Bind::Unix { path, mode, directory_mode, owner, group, .. } => {
+                let ownership = Ownership::resolve(*mode, owner.as_deref(), group.as_deref())?;
+                Listener::unix(path, ownership, *directory_mode)?
             }
             Bind::Tcp { addr, .. } => Listener::tcp(*addr).await?,
         };

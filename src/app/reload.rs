@@ -177,7 +177,9 @@ fn changed_but_fixed(before: &Config, after: &Config) -> Vec<String> {
 /// A listener's address, and what else counts when it is opened.
 fn opened_as(listener: &ListenerConfig) -> (String, String) {
     let how = match &listener.bind {
-        Bind::Unix { mode, owner, group, .. } => format!("{mode:o} {owner:?} {group:?}"),
+        Bind::Unix { mode, directory_mode, owner, group, .. } => {
+            format!("{mode:o} {directory_mode:?} {owner:?} {group:?}")
+        }
         Bind::Tcp { .. } => String::new(),
     };
     (listener.address(), how)

@@ -113,9 +113,10 @@ fn listener(listener: &ListenerConfig) -> Table {
     let allow_secrets = ("allow_secrets", allow_secrets.map(Value::from));
     let allow_roles = ("allow_roles", list(&listener.allow_roles));
     match &listener.bind {
-        Bind::Unix { path, mode, owner, group, allow_uids } => table([
+        Bind::Unix { path, mode, directory_mode, owner, group, allow_uids } => table([
             ("unix", Some(file(path))),
             ("mode", Some(format!("{mode:04o}").into())),
+            ("directory_mode", directory_mode.map(|mode| format!("{mode:04o}").into())),
             ("owner", text(owner.as_deref())),
             ("group", text(group.as_deref())),
             ("allow_uids", (!allow_uids.is_empty()).then(|| ids(allow_uids))),

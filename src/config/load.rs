@@ -266,6 +266,7 @@ fn groups(root: &Section<'_>) -> BTreeMap<String, GroupConfig> {
 fn listener(section: &Section<'_>) -> Option<ListenerConfig> {
     let unix = section.entry("unix", "the path of a socket, of at most 106 bytes", socket_path);
     let tcp = section.entry("tcp", "an address such as \"127.0.0.1:2773\"", address);
+    let directory_mode = section.entry("directory_mode", "octal permissions such as \"0750\"", mode);
     let mode = section.entry("mode", "octal permissions such as \"0660\"", mode);
     let owner = section.entry("owner", "a user's name or number", word);
     let group = section.entry("group", "a group's name or number", word);
@@ -282,6 +283,7 @@ fn listener(section: &Section<'_>) -> Option<ListenerConfig> {
     section.refuse_the_rest();
     if unix.is_none() {
         refuse(section, "mode", mode.as_ref(), "unix");
+        refuse(section, "directory_mode", directory_mode.as_ref(), "unix");
         refuse(section, "owner", owner.as_ref(), "unix");
         refuse(section, "group", group.as_ref(), "unix");
         refuse(section, "allow_uids", allow_uids.as_ref(), "unix");
@@ -296,6 +298,7 @@ fn listener(section: &Section<'_>) -> Option<ListenerConfig> {
         (Some(path), None) => Bind::Unix {
             path: path.value,
             mode: mode.map_or(0o660, |mode| mode.value),
+            directory_mode: directory_mode.map(|mode| mode.value),
             owner: owner.map(|owner| owner.value),
             group: group.map(|group| group.value),
             allow_uids: allow_uids.map(|uids| uids.value).unwrap_or_default(),

@@ -222,6 +222,8 @@ pub enum Bind {
         path: PathBuf,
         /// Its permission bits.
         mode: u32,
+        /// Those of its directory; `None` leaves one that is there as it is.
+        directory_mode: Option<u32>,
         /// Its owner, by name or number.
         owner: Option<String>,
         /// Its group, by name or number.
@@ -366,6 +368,7 @@ impl Default for Config {
                     bind: Bind::Unix {
                         path: DEFAULT_SOCKET.into(),
                         mode: 0o660,
+                        directory_mode: None,
                         owner: None,
                         group: None,
                         allow_uids: Vec::new(),

@@ -76,8 +76,8 @@ impl Listener {
     }
 
     /// Listens on a Unix socket. See [`UnixSocket::bind`].
-    pub fn unix(path: &Path, ownership: Ownership) -> Result<Self, BindError> {
-        let (socket, listener) = UnixSocket::bind(path, ownership)?;
+    pub fn unix(path: &Path, ownership: Ownership, directory_mode: Option<u32>) -> Result<Self, BindError> {
+        let (socket, listener) = UnixSocket::bind(path, ownership, directory_mode)?;
         let listener = UnixListener::from_std(listener).map_err(|error| BindError::Unix {
             path: path.to_owned(),
             doing: "listen on",

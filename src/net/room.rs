@@ -166,7 +166,7 @@ mod tests {
         let staying = tokio::spawn(async move { busy.given_up(async || false).await });
         let _newcomer = room.place_for(of_user(2)).await.unwrap();
         leaving.await.unwrap();
-        let next = tokio::time::timeout(Duration::from_secs(5), room.place_for(of_user(2))).await;
+        let next = timeout(Duration::from_secs(5), room.place_for(of_user(2))).await;
         assert!(next.is_err() && !staying.is_finished());
         staying.abort();
         assert!(room.place_for(of_user(2)).await.is_some());

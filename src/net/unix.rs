@@ -1,17 +1,28 @@
 //! Unix sockets on the file system: made without a moment of wrong permissions, and removed again.
 
-use std::fs::{self, File};
+use std::ffi::OsString;
+use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io;
-use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt, chown};
+use std::os::unix::fs::{DirBuilderExt, FileTypeExt, MetadataExt, OpenOptionsExt, PermissionsExt, chown};
 use std::os::unix::net::{UnixListener, UnixStream};
-use std::path::{Path, PathBuf};
+use std::path::Path;
+
+use nix::fcntl::OFlag;
 
 use super::{BindError, Ownership};
+use crate::folder::Folder;
+
+/// Mode of a socket's directory that says none: others may enter, and the socket's own mode lets them connect or not.
+const DIRECTORY_MODE: u32 = 0o755;
+
+/// What is put behind the name of the directory in which a socket is bound.
+const BINDING: &str = "~";
 
 /// A socket file of ours. Removed when dropped, if it is still ours.
 #[derive(Debug)]
 pub struct UnixSocket {
-    path: PathBuf,
+    folder: Folder,
+    name: OsString,
     /// Device and inode: somebody else's socket of the same name is left alone.
     identity: (u64, u64),
     /// Settles who wins when two daemons start at once; released by the kernel however we end.
@@ -21,56 +32,89 @@ pub struct UnixSocket {
 impl UnixSocket {
     /// Binds `path`, replacing a socket that nobody listens on and refusing anything else that is there.
     ///
-    /// The socket is bound under another name, given its mode and owner, and renamed into place: between
-    /// `bind` and `chmod` its mode would be whatever the umask makes it. The directory is made if only
-    /// that is missing.
-    pub fn bind(path: &Path, ownership: Ownership) -> Result<(Self, UnixListener), BindError> {
+    /// The socket is bound in a directory that nobody else can enter, given its mode and owner, and renamed into place:
+    /// between `bind` and `chmod` its mode would be whatever the umask makes it, and what is changed by its name may
+    /// have been replaced by a link. Directories that are missing are made; the last one gets `directory_mode`, and
+    /// the socket's owner and group, as it does if it is there and a mode is given.
+    pub fn bind(
+        path: &Path,
+        ownership: Ownership,
+        directory_mode: Option<u32>,
+    ) -> Result<(Self, UnixListener), BindError> {
         let fail = |doing, error| BindError::Unix { path: path.to_owned(), doing, error };
         let name = path.file_name().ok_or_else(|| BindError::NoFileName { path: path.to_owned() })?;
-        let directory =
-            path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
-        match fs::create_dir(directory) {
-            Err(error) if error.kind() != io::ErrorKind::AlreadyExists => {
-                return Err(fail("create its directory", error));
-            }
-            _ => {}
+        let folder = directory(path.parent().unwrap_or(Path::new("")), ownership, directory_mode)
+            .map_err(|error| fail("open or make the directory of", error))?;
+        if folder.is_open_to_others().unwrap_or(true) {
+            tracing::warn!(
+                socket = %path.display(),
+                "all users may write to the socket's directory, and put another socket in its place"
+            );
         }
         let beside = |prefix: &str, suffix: &str| {
-            let mut beside = std::ffi::OsString::from(prefix);
+            let mut beside = OsString::from(prefix);
             beside.push(name);
             beside.push(suffix);
-            directory.join(beside)
+            folder.path().join(beside)
         };
-        let lock = File::create(beside(".", ".lock")).map_err(|error| fail("create its lock file", error))?;
+        let lock = OpenOptions::new()
+            .write(true)
+            .create(true)
+            .truncate(false)
+            .mode(0o600)
+            .custom_flags(OFlag::O_NOFOLLOW.bits())
+            .open(beside(".", ".lock"))
+            .map_err(|error| fail("create the lock file of", error))?;
         lock.try_lock().map_err(|_| BindError::InUse { path: path.to_owned() })?;
-        refuse_what_is_there(path)?;
-        let temporary = beside("~", "");
-        match fs::remove_file(&temporary) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => {
-                return Err(fail("remove the remains of an earlier start", error));
-            }
-            _ => {}
-        }
-        let listener = UnixListener::bind(&temporary).map_err(|error| fail("bind", error))?;
-        let identity = put_in_place(&temporary, path, ownership)
-            .inspect_err(|_| drop(fs::remove_file(&temporary)))
-            .map_err(|error| fail("set the mode and owner of", error))?;
-        listener.set_nonblocking(true).map_err(|error| fail("listen on", error))?;
-        Ok((Self { path: path.to_owned(), identity, _lock: lock }, listener))
+        refuse_what_is_there(&folder.path().join(name), path)?;
+        let private = beside(".", BINDING);
+        let bound = bind_in(&private, &folder.path().join(name), ownership);
+        let _ = fs::remove_dir_all(&private);
+        let (identity, listener) = bound.map_err(|error| fail("bind", error))?;
+        Ok((Self { folder, name: name.to_owned(), identity, _lock: lock }, listener))
     }
 }
 
 impl Drop for UnixSocket {
     fn drop(&mut self) {
-        if fs::symlink_metadata(&self.path).is_ok_and(|found| (found.dev(), found.ino()) == self.identity) {
-            let _ = fs::remove_file(&self.path);
+        let path = self.folder.path().join(&self.name);
+        if fs::symlink_metadata(&path).is_ok_and(|found| (found.dev(), found.ino()) == self.identity) {
+            let _ = fs::remove_file(path);
         }
     }
 }
 
+fn directory(path: &Path, ownership: Ownership, mode: Option<u32>) -> io::Result<Folder> {
+    let is_new = !path.as_os_str().is_empty() && !path.exists();
+    let folder = Folder::make(path, DIRECTORY_MODE)?;
+    if is_new || mode.is_some() {
+        chown(folder.path(), ownership.uid, ownership.gid)?;
+        fs::set_permissions(folder.path(), fs::Permissions::from_mode(mode.unwrap_or(DIRECTORY_MODE)))?;
+    }
+    Ok(folder)
+}
+
+/// Binds a socket in a new directory `private` and moves it to `place`; gives its device and inode.
+fn bind_in(private: &Path, place: &Path, ownership: Ownership) -> io::Result<((u64, u64), UnixListener)> {
+    match fs::remove_dir_all(private) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+        _ => {}
+    }
+    DirBuilder::new().mode(0o700).create(private)?;
+    let private = Folder::open(private)?;
+    let socket = private.path().join("s");
+    let listener = UnixListener::bind(&socket)?;
+    fs::set_permissions(&socket, fs::Permissions::from_mode(ownership.mode))?;
+    chown(&socket, ownership.uid, ownership.gid)?;
+    let made = fs::symlink_metadata(&socket)?;
+    fs::rename(&socket, place)?;
+    listener.set_nonblocking(true)?;
+    Ok(((made.dev(), made.ino()), listener))
+}
+
 /// Nothing, or a socket that nobody listens on, may be replaced.
-fn refuse_what_is_there(path: &Path) -> Result<(), BindError> {
-    let found = match fs::symlink_metadata(path) {
+fn refuse_what_is_there(place: &Path, path: &Path) -> Result<(), BindError> {
+    let found = match fs::symlink_metadata(place) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
         Err(error) => return Err(BindError::Unix { path: path.to_owned(), doing: "look at", error }),
         Ok(found) => found,
@@ -78,22 +122,12 @@ fn refuse_what_is_there(path: &Path) -> Result<(), BindError> {
     if !found.file_type().is_socket() {
         return Err(BindError::NotASocket { path: path.to_owned() });
     }
-    match UnixStream::connect(path) {
+    match UnixStream::connect(place) {
         Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => Ok(()),
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
         Err(error) => Err(BindError::Unix { path: path.to_owned(), doing: "find out who listens on", error }),
         Ok(_) => Err(BindError::InUse { path: path.to_owned() }),
     }
-}
-
-fn put_in_place(temporary: &Path, path: &Path, ownership: Ownership) -> io::Result<(u64, u64)> {
-    fs::set_permissions(temporary, fs::Permissions::from_mode(ownership.mode))?;
-    if ownership.uid.is_some() || ownership.gid.is_some() {
-        chown(temporary, ownership.uid, ownership.gid)?;
-    }
-    let made = fs::symlink_metadata(temporary)?;
-    fs::rename(temporary, path)?;
-    Ok((made.dev(), made.ino()))
 }
 
 #[cfg(test)]
@@ -106,10 +140,42 @@ mod tests {
     fn the_socket_has_its_mode_and_is_removed_at_the_end() {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("made/s.sock");
-        let (socket, _listener) = UnixSocket::bind(&path, PRIVATE).unwrap();
+        let (socket, _listener) = UnixSocket::bind(&path, PRIVATE, None).unwrap();
         assert_eq!(fs::metadata(&path).unwrap().mode() & 0o777, 0o600);
         drop(socket);
         assert!(!path.exists());
+    }
+
+    #[test]
+    fn its_directories_are_made_with_the_mode_that_is_given() {
+        let root = tempfile::tempdir().unwrap();
+        let mode = |path: &str| fs::metadata(root.path().join(path)).unwrap().mode() & 0o777;
+        let path = root.path().join("ns/team-a/s.sock");
+        let (socket, _listener) = UnixSocket::bind(&path, PRIVATE, Some(0o750)).unwrap();
+        assert_eq!((mode("ns"), mode("ns/team-a")), (0o755, 0o750));
+        assert_eq!(
+            fs::read_dir(root.path().join("ns/team-a")).unwrap().count(),
+            2,
+            "the socket and its lock"
+        );
+        drop(socket);
+        let (_socket, _listener) = UnixSocket::bind(&path, PRIVATE, None).unwrap();
+        assert_eq!(mode("ns/team-a"), 0o750, "what is there is left as it is");
+    }
+
+    #[test]
+    fn nothing_is_changed_through_a_link() {
+        let root = tempfile::tempdir().unwrap();
+        let precious = root.path().join("precious");
+        for name in [".s.sock.lock", ".s.sock~", "s.sock"] {
+            fs::write(&precious, "kept").unwrap();
+            let link = root.path().join(name);
+            std::os::unix::fs::symlink(&precious, &link).unwrap();
+            let _ = UnixSocket::bind(&root.path().join("s.sock"), PRIVATE, None);
+            assert_eq!(fs::read_to_string(&precious).unwrap(), "kept", "{name}");
+            assert_ne!(fs::metadata(&precious).unwrap().mode() & 0o777, 0o600, "{name}");
+            fs::remove_file(link).unwrap_or_default();
+        }
     }
 
     #[test]
@@ -118,7 +184,7 @@ mod tests {
         let path = directory.path().join("s.sock");
         drop(UnixListener::bind(&path).unwrap());
         assert!(path.exists());
-        UnixSocket::bind(&path, PRIVATE).unwrap();
+        UnixSocket::bind(&path, PRIVATE, None).unwrap();
     }
 
     #[test]
@@ -126,10 +192,10 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("s.sock");
         let _live = UnixListener::bind(&path).unwrap();
-        assert!(matches!(UnixSocket::bind(&path, PRIVATE), Err(BindError::InUse { .. })));
+        assert!(matches!(UnixSocket::bind(&path, PRIVATE, None), Err(BindError::InUse { .. })));
         let file = directory.path().join("file");
         fs::write(&file, "precious").unwrap();
-        assert!(matches!(UnixSocket::bind(&file, PRIVATE), Err(BindError::NotASocket { .. })));
+        assert!(matches!(UnixSocket::bind(&file, PRIVATE, None), Err(BindError::NotASocket { .. })));
         assert_eq!(fs::read_to_string(&file).unwrap(), "precious");
     }
 
@@ -137,15 +203,15 @@ mod tests {
     fn of_two_daemons_one_wins() {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("s.sock");
-        let _first = UnixSocket::bind(&path, PRIVATE).unwrap();
-        assert!(matches!(UnixSocket::bind(&path, PRIVATE), Err(BindError::InUse { .. })));
+        let _first = UnixSocket::bind(&path, PRIVATE, None).unwrap();
+        assert!(matches!(UnixSocket::bind(&path, PRIVATE, None), Err(BindError::InUse { .. })));
     }
 
     #[test]
     fn a_socket_that_took_our_place_is_not_removed() {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("s.sock");
-        let (socket, _listener) = UnixSocket::bind(&path, PRIVATE).unwrap();
+        let (socket, _listener) = UnixSocket::bind(&path, PRIVATE, None).unwrap();
         fs::remove_file(&path).unwrap();
         let _other = UnixListener::bind(&path).unwrap();
         drop(socket);

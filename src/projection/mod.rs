@@ -475,8 +475,7 @@ async fn blocking<T: Send + 'static>(work: impl FnOnce() -> io::Result<T> + Send
 
 /// Makes the directory, removes what was left half written, and warns where values would reach a disk.
 fn prepare(dir: &Path) -> io::Result<()> {
-    write::make_root(dir)?;
-    write::clean(dir);
+    write::clean(&write::make_root(dir)?);
     let kind = statfs(dir)?.filesystem_type();
     if kind != TMPFS_MAGIC && kind != RAMFS_MAGIC {
         tracing::warn!(

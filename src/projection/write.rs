@@ -1,18 +1,20 @@
 //! Files that a reader never sees half done: written beside their place and renamed into it; or a whole set of
 //! them, switched by renaming one symlink, as Kubernetes does for its volumes.
 //!
-//! Nothing is written through a symlink.
+//! Nothing is written through a symlink below the directory, nor through one of another user above it.
 
 use std::collections::BTreeSet;
 use std::ffi::OsStr;
-use std::fs::{self, File};
+use std::fs::{self, OpenOptions};
 use std::io::{self, ErrorKind, Read};
-use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt, symlink};
 use std::path::{Component, Path};
 
+use nix::fcntl::OFlag;
 use zeroize::Zeroizing;
 
-use crate::atomic_file::{AtomicFile, PREFIX, make_directory, unused_name};
+use crate::atomic_file::{AtomicFile, DIRECTORY_MODE, PREFIX, unused_name};
+use crate::folder::Folder;
 use crate::net::Ownership;
 
 /// The symlink that leads to the set of files in force.
@@ -20,17 +22,36 @@ pub(super) const CURRENT: &str = "..data";
 
 /// Puts `content` at `target` below `root`; false if it is there already.
 pub(super) fn put(root: &Path, target: &Path, content: &[u8], owner: Ownership) -> io::Result<bool> {
-    let directory = make_directories(root, target)?;
-    let name = target.file_name().ok_or(ErrorKind::InvalidInput)?;
-    let place = directory.join(name);
-    if holds(&place, content, owner)? {
+    let (folders, name) =
+        descend(make_root(root)?, target, |folder, name| folder.make_below(name, DIRECTORY_MODE))?;
+    let folder = last(&folders)?;
+    if holds(&folder.path().join(name), content, owner)? {
         return Ok(false);
     }
-    let file = AtomicFile::create(&directory)?;
+    let file = AtomicFile::create(folder)?;
     file.chown(owner.uid, owner.gid)?;
     file.fill(content, owner.mode)?;
-    file.rename(&place)?;
+    file.rename(name)?;
     Ok(true)
+}
+
+/// The folders from `root` on to the one in which `target` lies, each found by `next`; and the target's name there.
+fn descend<'a>(
+    root: Folder,
+    target: &'a Path,
+    next: impl Fn(&Folder, &OsStr) -> io::Result<Folder>,
+) -> io::Result<(Vec<Folder>, &'a OsStr)> {
+    let name = target.file_name().ok_or(ErrorKind::InvalidInput)?;
+    let mut folders = vec![root];
+    for part in target.parent().into_iter().flat_map(Path::components) {
+        let Component::Normal(name) = part else { return Err(ErrorKind::InvalidInput.into()) };
+        folders.push(next(last(&folders)?, name)?);
+    }
+    Ok((folders, name))
+}
+
+fn last(folders: &[Folder]) -> io::Result<&Folder> {
+    folders.last().ok_or_else(|| ErrorKind::InvalidInput.into())
 }
 
 /// Whether a regular file with this content, mode and owner is there. Anything but a file or nothing is an error.
@@ -51,44 +72,30 @@ fn holds(place: &Path, content: &[u8], owner: Ownership) -> io::Result<bool> {
         return Ok(false);
     }
     let mut there = Zeroizing::new(Vec::with_capacity(content.len() + 1));
-    File::open(place)?.read_to_end(&mut there)?;
+    let no_link = OFlag::O_NOFOLLOW.bits();
+    OpenOptions::new().read(true).custom_flags(no_link).open(place)?.read_to_end(&mut there)?;
     Ok(*there == content)
 }
 
-/// Makes `root` and what of `target`'s directories is missing; none of them may be a symlink, but `root` itself.
-fn make_directories(root: &Path, target: &Path) -> io::Result<std::path::PathBuf> {
-    make_root(root)?;
-    let mut directory = root.to_owned();
-    for part in target.parent().into_iter().flat_map(Path::components) {
-        let Component::Normal(name) = part else { return Err(ErrorKind::InvalidInput.into()) };
-        directory.push(name);
-        make_directory(&directory)?;
-        if !fs::symlink_metadata(&directory)?.is_dir() {
-            let what = format!("{} is no directory, and is left as it is", directory.display());
-            return Err(io::Error::new(ErrorKind::NotADirectory, what));
-        }
-    }
-    Ok(directory)
-}
-
-pub(super) fn make_root(root: &Path) -> io::Result<()> {
-    if root.is_dir() {
-        return Ok(());
-    }
-    for directory in root.ancestors().collect::<Vec<_>>().into_iter().rev() {
-        make_directory(directory)?;
-    }
-    Ok(())
+pub(super) fn make_root(root: &Path) -> io::Result<Folder> {
+    Folder::make(root, DIRECTORY_MODE)
 }
 
 /// Removes a file, and the directories above it that are empty then; false if there is none.
 pub(super) fn remove(root: &Path, target: &Path) -> io::Result<bool> {
-    let removed = match fs::remove_file(root.join(target)) {
-        Err(error) if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory) => false,
+    let is_gone = |error: &io::Error| matches!(error.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory);
+    let found = Folder::open(root).and_then(|root| descend(root, target, Folder::below));
+    let (folders, name) = match found {
+        Err(error) if is_gone(&error) => return Ok(false),
+        found => found?,
+    };
+    let removed = match fs::remove_file(last(&folders)?.path().join(name)) {
+        Err(error) if is_gone(&error) => false,
         removed => removed.map(|()| true)?,
     };
-    for directory in target.ancestors().skip(1).take_while(|path| !path.as_os_str().is_empty()) {
-        if fs::remove_dir(root.join(directory)).is_err() {
+    let names = target.ancestors().skip(1).filter_map(Path::file_name);
+    for (above, name) in folders.iter().rev().skip(1).zip(names) {
+        if fs::remove_dir(above.path().join(name)).is_err() {
             break;
         }
     }
@@ -96,13 +103,12 @@ pub(super) fn remove(root: &Path, target: &Path) -> io::Result<bool> {
 }
 
 /// Removes what an earlier process left half written below `root`.
-pub(super) fn clean(root: &Path) {
-    for entry in fs::read_dir(root).into_iter().flatten().flatten() {
-        let Ok(kind) = entry.file_type() else { continue };
+pub(super) fn clean(root: &Folder) {
+    for entry in fs::read_dir(root.path()).into_iter().flatten().flatten() {
         if entry.file_name().to_string_lossy().starts_with(PREFIX) {
             let _ = fs::remove_file(entry.path());
-        } else if kind.is_dir() {
-            clean(&entry.path());
+        } else if let Ok(below) = root.below(&entry.file_name()) {
+            clean(&below);
         }
     }
 }
@@ -110,13 +116,14 @@ pub(super) fn clean(root: &Path) {
 /// Makes a new set of files and switches to it in one step. The set before stays until [`sweep`], for those who have
 /// looked the old link up already.
 pub(super) fn switch(root: &Path, files: &[(&Path, &[u8])], owner: Ownership) -> io::Result<()> {
-    make_root(root)?;
+    let folder = make_root(root)?;
+    let root = &folder.path();
     let set = format!("..{:016x}", fastrand::u64(..));
     let directory = root.join(&set);
-    make_directory(&directory)?;
+    let set_folder = folder.make_below(set.as_ref(), DIRECTORY_MODE)?;
     let made = (|| {
         for (target, content) in files {
-            put(&directory, target, content, owner)?;
+            put(&set_folder.path(), target, content, owner)?;
         }
         relink(root, CURRENT, Path::new(&set))
     })();
@@ -153,6 +160,8 @@ fn unlink(root: &Path, unwanted: impl Fn(&OsStr) -> bool) -> io::Result<()> {
 
 /// Removes a set with all that leads to it.
 pub(super) fn dissolve(root: &Path) -> io::Result<()> {
+    let folder = Folder::open(root)?;
+    let root = &folder.path();
     unlink(root, |_| true)?;
     sweep(root)?;
     let set = fs::read_link(root.join(CURRENT))?;
@@ -169,6 +178,8 @@ fn relink(root: &Path, name: &str, to: &Path) -> io::Result<()> {
 
 /// Removes all sets but the one in force.
 pub(super) fn sweep(root: &Path) -> io::Result<()> {
+    let folder = Folder::open(root)?;
+    let root = &folder.path();
     let current = fs::read_link(root.join(CURRENT))?;
     for entry in fs::read_dir(root)?.flatten() {
         let name = entry.file_name();
@@ -242,7 +253,7 @@ mod tests {
         for name in [".smcached-1", "group/.smcached-2", "group/kept"] {
             fs::write(directory.path().join(name), "x").unwrap();
         }
-        clean(directory.path());
+        clean(&Folder::open(directory.path()).unwrap());
         assert!(directory.path().join("group/kept").exists());
         assert_eq!(fs::read_dir(directory.path().join("group")).unwrap().count(), 1);
         assert_eq!(fs::read_dir(directory.path()).unwrap().count(), 1);

@@ -1,10 +1,12 @@
 //! The file into which the secret goes: all of it or nothing, readable for all who see the volume.
 
+use std::ffi::OsStr;
 use std::fmt;
 use std::io;
 use std::path::{Path, PathBuf};
 
-use crate::atomic_file::{AtomicFile, make_directory};
+use crate::atomic_file::{AtomicFile, DIRECTORY_MODE};
+use crate::folder::Folder;
 
 /// The task's container may run as any user.
 const FILE_MODE: u32 = 0o444;
@@ -72,23 +74,28 @@ impl Place {
 
     /// Writes the file beside its place and renames it into it: whoever reads sees all of it, or what was there before.
     pub(super) fn write(&self, value: &[u8]) -> Result<(), PlaceError> {
-        let folder = self.make_folders()?;
-        let temporary =
-            AtomicFile::create(&folder).map_err(|error| self.failed("write to", &folder, error))?;
+        let (name, folder) = self.make_folders()?;
         let path = self.path();
+        let temporary = AtomicFile::create(&folder)
+            .map_err(|error| self.failed("write to the directory of", &path, error))?;
         temporary.fill(value, FILE_MODE).map_err(|error| self.failed("write", &path, error))?;
-        temporary.rename(&path).map_err(|error| self.failed("write", &path, error))
+        temporary.rename(name).map_err(|error| self.failed("write", &path, error))
     }
 
-    /// Makes the folders that are missing, but never the directory itself: that is where the volume should be.
-    fn make_folders(&self) -> Result<PathBuf, PlaceError> {
-        let mut folder = self.directory.clone();
-        let (_, folders) = self.components.split_last().unwrap_or((&self.components[0], &[]));
+    /// Makes the folders that are missing, but never the directory itself: that is where the volume should be. Gives the
+    /// file's name in the last of them.
+    fn make_folders(&self) -> Result<(&OsStr, Folder), PlaceError> {
+        let (name, folders) = self.components.split_last().unwrap_or((&self.components[0], &[]));
+        let mut path = self.directory.clone();
+        let mut folder =
+            Folder::open(&path).map_err(|error| self.failed("open the directory", &path, error))?;
         for component in folders {
-            folder.push(component);
-            make_directory(&folder).map_err(|error| self.failed("make the directory", &folder, error))?;
+            path.push(component);
+            folder = folder
+                .make_below(component.as_ref(), DIRECTORY_MODE)
+                .map_err(|error| self.failed("make the directory", &path, error))?;
         }
-        Ok(folder)
+        Ok((name.as_ref(), folder))
     }
 
     fn failed(&self, doing: &'static str, path: &Path, error: io::Error) -> PlaceError {
