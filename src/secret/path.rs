@@ -68,7 +68,9 @@ fn decode_segment(raw: &str) -> Result<Cow<'_, str>, ReferenceError> {
         return Err(ReferenceError::EmptySegment);
     }
     let segment = percent_decode(raw)?;
-    if matches!(&*segment, "." | "..") {
+    // Not even within a segment: some clients and proxies decode `%2F` before they fold, and what stands after the
+    // last colon of an ARN is the beginning of a name.
+    if segment.split(['/', ':']).any(|part| matches!(part, "." | "..")) {
         return Err(ReferenceError::DotSegment);
     }
     Ok(segment)
@@ -147,6 +149,9 @@ mod tests {
             ("./b", "dot_segment"),
             ("a/..", "dot_segment"),
             ("a/%2e%2E/b", "dot_segment"),
+            ("a/b%2F..%2Fc", "dot_segment"),
+            ("a/%2F.", "dot_segment"),
+            ("arn:aws:secretsmanager:us-west-2:123456789012:secret:../b", "dot_segment"),
             ("a/b%", "invalid_percent_encoding"),
             ("a/b%2", "invalid_percent_encoding"),
             ("a/b%zz", "invalid_percent_encoding"),
