@@ -88,7 +88,7 @@ impl<'a> Document<'a> {
         for error in &errors {
             let at = error.span().map_or(0, |span| span.start);
             // The parser's message names what it expected, never what it found.
-            self.complain(at, format!("not valid TOML: {}", error.message()));
+            self.complain(at, &format!("not valid TOML: {}", error.message()));
         }
         if !errors.is_empty() {
             return None;
@@ -106,8 +106,9 @@ impl<'a> Document<'a> {
         value
     }
 
-    fn complain(&self, at: usize, what: String) {
-        self.complaints.borrow_mut().push((at, what));
+    fn complain(&self, at: usize, what: &str) {
+        // A value of several lines, or a key with escapes, is still one line to whoever reads the log.
+        self.complaints.borrow_mut().push((at, what.replace(char::is_control, " ")));
     }
 
     fn into_complaints(self) -> Complaints {
@@ -211,7 +212,7 @@ impl<'a> Section<'a> {
                 DeValue::Table(table) => {
                     sections.push(self.sub(path, generic.clone(), item.span(), Some(table)));
                 }
-                _ => self.document.complain(item.span().start, format!("{path}: accepted: a table")),
+                _ => self.document.complain(item.span().start, &format!("{path}: accepted: a table")),
             }
         }
         sections
@@ -236,7 +237,7 @@ impl<'a> Section<'a> {
             match item.get_ref() {
                 DeValue::String(text) => found.push((Some(&**text), sub(None))),
                 DeValue::Table(table) => found.push((None, sub(Some(table)))),
-                _ => self.document.complain(item.span().start, format!("{path}: accepted: {accepted}")),
+                _ => self.document.complain(item.span().start, &format!("{path}: accepted: {accepted}")),
             }
         }
         found
@@ -256,7 +257,7 @@ impl<'a> Section<'a> {
                 }
                 _ => {
                     self.document
-                        .complain(value.span().start, format!("{path}: accepted: a table, [{path}]"));
+                        .complain(value.span().start, &format!("{path}: accepted: a table, [{path}]"));
                 }
             }
         }
@@ -276,7 +277,7 @@ impl<'a> Section<'a> {
     /// Complains about the table as a whole.
     pub fn complain(&self, what: &str) {
         let path = if self.path.is_empty() { "the file" } else { &self.path };
-        self.document.complain(self.span.start, format!("{path}: {what}"));
+        self.document.complain(self.span.start, &format!("{path}: {what}"));
     }
 
     /// Complains about every key that nobody took. To be called once all have been.
@@ -292,7 +293,7 @@ impl<'a> Section<'a> {
             let hint = similar.map(|known| format!("did you mean {known}? ")).unwrap_or_default();
             let what =
                 format!("{}: unknown key; {hint}accepted: {}", self.path_of(given), accepted.join(", "));
-            self.document.complain(name.span().start, what);
+            self.document.complain(name.span().start, &what);
         }
     }
 
@@ -315,7 +316,7 @@ impl<'a> Section<'a> {
 
     fn refuse(&self, key: &str, span: &Range<usize>, what: &str) {
         let given = self.document.quote(span.clone());
-        self.document.complain(span.start, format!("{}: {given}{what}", self.path_of(key)));
+        self.document.complain(span.start, &format!("{}: {given}{what}", self.path_of(key)));
     }
 
     fn path_of(&self, key: &str) -> String {
@@ -416,6 +417,14 @@ mod tests {
                 "test.toml:5:2: cash: unknown key; accepted: cache",
             ]
         );
+    }
+
+    #[test]
+    fn an_error_is_one_line_whatever_it_quotes() {
+        let text = "[cache]\nsize = \"\"\"big\nand\"\"\"\n\"a\\nb\" = 1\n";
+        let said = read(text, Quoting::Allowed).unwrap_err().to_string();
+        assert_eq!(said.lines().count(), 2, "{said}");
+        assert!(said.contains("got \"\"\"big and\"\"\"; ") && said.contains("cache.a b: unknown"), "{said}");
     }
 
     #[test]
