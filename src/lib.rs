@@ -18,6 +18,7 @@
 //! - [`config`], [`metrics`], [`telemetry`]: what is configured, counted and logged; [`document`]: strict
 //!   reading of TOML files; [`file_watch`]: noticing that a file changed; [`units`]: durations and sizes;
 //!   [`atomic_file`]: files that nobody sees half done; [`folder`]: directories that nobody can swap.
+//! - `fuzzing`: what fuzzers call, compiled for them and for tests only.
 //! - [`app`]: builds the parts and owns the order of start and end; [`cli`]: the commands.
 //!
 //! Imports point one way; `tests/architecture.rs` holds the map and fails on any other arrow.
@@ -31,6 +32,8 @@ pub mod config;
 pub mod document;
 pub mod file_watch;
 pub mod folder;
+#[cfg(any(test, fuzzing))]
+pub mod fuzzing;
 pub mod lifecycle;
 pub mod metrics;
 pub mod net;

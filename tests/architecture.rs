@@ -43,12 +43,29 @@ const ARROWS: &[(&str, &[&str])] = &[
         ],
     ),
     ("cli", &["app", "atomic_file", "config", "folder", "net", "secret", "source", "telemetry", "units"]),
+    // Compiled for fuzzing and for tests only.
+    (
+        "fuzzing",
+        &[
+            "access",
+            "cache",
+            "cli",
+            "config",
+            "lifecycle",
+            "metrics",
+            "net",
+            "secret",
+            "server",
+            "source",
+            "units",
+        ],
+    ),
 ];
 
 /// Crates that only some modules may know.
 const CONFINED: &[(&str, &[&str])] = &[
     ("aws_", &["source/aws"]),
-    ("hyper", &["net", "server", "ops"]),
+    ("hyper", &["net", "server", "ops", "fuzzing"]),
     ("http_body_util", &["net", "server", "ops"]),
     ("moka", &["cache/store.rs", "cache/refusals.rs"]),
     ("toml", &["config", "document.rs"]),

@@ -4,6 +4,8 @@ mod backoff;
 mod check;
 mod daemon;
 mod exec;
+#[cfg(any(test, fuzzing))]
+pub(crate) mod fuzzing;
 mod get;
 mod healthcheck;
 mod init;

@@ -102,6 +102,15 @@ impl ExecArgs {
     }
 }
 
+/// What is asked for, were this the argument of `--env` or `--flyte`.
+#[cfg(any(test, fuzzing))]
+pub(super) fn targets(argument: &str) -> Vec<String> {
+    let argument = [argument.to_owned()];
+    let read = [Variables::collect(&argument, &[], &[]), Variables::collect(&[], &[], &argument)];
+    let variables = read.iter().flatten().flat_map(Variables::iter);
+    variables.map(|variable| variable.target().to_string()).collect()
+}
+
 /// Becomes the command; returns only if that fails.
 fn replace(mut command: Command) -> ExitCode {
     let error = command.exec();

@@ -57,6 +57,13 @@ pub(super) fn run(args: &InitArgs, environment: &Environment) -> Exit {
     exit
 }
 
+/// What a daemon is asked for, and AWS, were this `SECRET_ARN`.
+#[cfg(any(test, fuzzing))]
+pub(super) fn target(secret_arn: &str) -> Option<(String, crate::secret::SecretId)> {
+    let request = Request::parse(secret_arn).ok()?;
+    Some((request.target.to_string(), request.key.id))
+}
+
 /// What was done, or the one line that says what was not.
 fn init(args: &InitArgs, environment: &Environment) -> Result<String, (String, Exit)> {
     let (Some(arn), Some(filename)) = (environment.secret_arn(), environment.secret_filename()) else {

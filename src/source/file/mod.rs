@@ -55,6 +55,15 @@ impl FileSource {
         Ok(Self { path: path.to_owned(), version_ids, snapshot: ArcSwap::from_pointee(snapshot), changes })
     }
 
+    /// As if the file had this text, for fuzzing.
+    #[cfg(any(test, fuzzing))]
+    pub(crate) fn of_text(text: &str) -> Result<Self, Complaints> {
+        let version_ids = VersionIds::default();
+        let snapshot = Snapshot::parse("s.toml", text, &version_ids)?;
+        let (snapshot, changes) = (ArcSwap::from_pointee(snapshot), watch::Sender::new(0));
+        Ok(Self { path: PathBuf::new(), version_ids, snapshot, changes })
+    }
+
     /// Rereads the file whenever it changes, for ever. The file is small, so reading it on the runtime's own
     /// thread holds nobody up.
     pub async fn run(&self) {
