@@ -17,7 +17,8 @@
 //! - [`lifecycle`]: readiness, supervised tasks, signals, drain.
 //! - [`config`], [`metrics`], [`telemetry`]: what is configured, counted and logged; [`document`]: strict
 //!   reading of TOML files; [`file_watch`]: noticing that a file changed; [`units`]: durations and sizes;
-//!   [`atomic_file`]: files that nobody sees half done; [`folder`]: directories that nobody can swap.
+//!   [`atomic_file`]: files that nobody sees half done; [`folder`]: directories that nobody can swap; [`hardening`]: what keeps
+//!   memory to the process.
 //! - `fuzzing`: what fuzzers call, compiled for them and for tests only.
 //! - [`app`]: builds the parts and owns the order of start and end; [`cli`]: the commands.
 //!
@@ -34,6 +35,7 @@ pub mod file_watch;
 pub mod folder;
 #[cfg(any(test, fuzzing))]
 pub mod fuzzing;
+pub mod hardening;
 pub mod lifecycle;
 pub mod metrics;
 pub mod net;

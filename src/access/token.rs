@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::io;
+use std::os::unix::fs::lchown;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -66,6 +67,8 @@ pub struct TokenFile {
     path: PathBuf,
     tokens: ArcSwap<Valid>,
     look: Mutex<Look>,
+    /// Whether the file was made here, and is ours to give away.
+    is_made: bool,
 }
 
 /// The tokens that are accepted.
@@ -91,12 +94,12 @@ impl TokenFile {
     /// Reads the tokens; makes a file with a random one, mode 0640, where there is none.
     pub fn open(path: &Path) -> Result<Self, TokenError> {
         let watch = FileWatch::new(path);
-        let current = match read(path) {
+        let (current, is_made) = match read(path) {
             Err(TokenError::Io { error, .. }) if error.kind() == io::ErrorKind::NotFound => {
                 create(path)?;
-                read(path)?
+                (read(path)?, true)
             }
-            tokens => tokens?,
+            tokens => (tokens?, false),
         };
         let now = Instant::now();
         let valid = Valid { current, replaced: Tokens::new(), replaced_until: now };
@@ -104,7 +107,17 @@ impl TokenFile {
             path: path.to_owned(),
             tokens: ArcSwap::from_pointee(valid),
             look: Mutex::new(Look { watch, not_before: now }),
+            is_made,
         })
+    }
+
+    /// Makes a file that was made here another user's, who then may reread it.
+    pub fn hand_over(&self, uid: u32) -> Result<(), TokenError> {
+        if !self.is_made {
+            return Ok(());
+        }
+        let fail = |error| TokenError::Io { path: self.path.clone(), doing: "change the owner of", error };
+        lchown(&self.path, Some(uid), None).map_err(fail)
     }
 
     /// Whether this is a token. Takes the same time wherever it differs from those that are.

@@ -18,6 +18,7 @@ use self::reload::{Reloader, SharedRules};
 use crate::access::{TOKEN_POLL_INTERVAL, TokenError};
 use crate::cache::{self, Cache};
 use crate::config::{Bind, Config, Environment, EnvironmentError, ListenerConfig};
+use crate::hardening::{Identity, IdentityError};
 use crate::lifecycle::{Drain, Readiness, Signals, Supervisor, TaskEnd, Told};
 use crate::metrics::Metrics;
 use crate::net::{
@@ -64,6 +65,9 @@ pub enum AppError {
     /// A listener's token cannot be had.
     #[error(transparent)]
     Token(#[from] TokenError),
+    /// The process cannot go on as the user that is configured.
+    #[error(transparent)]
+    Identity(#[from] IdentityError),
     /// The system does not let us catch signals.
     #[error("cannot catch signals: {0}")]
     Signals(std::io::Error),
@@ -78,7 +82,14 @@ pub enum AppError {
 impl AppError {
     /// Whether the mend is in the configuration.
     pub fn is_configuration(&self) -> bool {
-        matches!(self, Self::Environment(_) | Self::FileSource(_) | Self::Owner(_) | Self::Policy { .. })
+        matches!(
+            self,
+            Self::Environment(_)
+                | Self::FileSource(_)
+                | Self::Owner(_)
+                | Self::Policy { .. }
+                | Self::Identity(_)
+        )
     }
 }
 
@@ -86,6 +97,9 @@ impl AppError {
 pub async fn run(config: Config, path: Option<PathBuf>, environment: &Environment) -> Result<(), AppError> {
     environment.check()?;
     environment.check_upstream(&config)?;
+    let identity = config.process.user.as_deref();
+    let identity =
+        identity.map(|user| Identity::resolve(user, config.process.group.as_deref())).transpose()?;
     let mut signals = Signals::install().map_err(AppError::Signals)?;
     let mut tasks = Supervisor::default();
     let drain = Drain::new();
@@ -134,6 +148,9 @@ pub async fn run(config: Config, path: Option<PathBuf>, environment: &Environmen
         let its_rules = parts::rules(&config, listener, region.as_deref(), None)?;
         rules.push(open.secrets(listener, its_rules, &shared, &mut tasks).await?);
     }
+    if let Some(identity) = identity {
+        go_on_as(&identity, &rules)?;
+    }
     tasks.spawn("token watch", watch_tokens(rules.clone()));
     let block = (!wanted.is_empty()).then(|| readiness.block("preload"));
     let (wanting, wanted) = watch::channel(wanted);
@@ -174,6 +191,18 @@ pub async fn run(config: Config, path: Option<PathBuf>, environment: &Environmen
         _ = signals.end() => return Err(AppError::Interrupted),
     }
     tracing::info!("ended");
+    Ok(())
+}
+
+/// Goes on as another user. Token files that were made just now become that user's, to be reread.
+fn go_on_as(identity: &Identity, rules: &[SharedRules]) -> Result<(), AppError> {
+    for rules in rules {
+        if let Some(token) = &rules.load().gate().token {
+            token.hand_over(identity.uid())?;
+        }
+    }
+    identity.assume()?;
+    tracing::info!(uid = identity.uid(), gid = identity.gid(), "going on as the user that is configured");
     Ok(())
 }
 

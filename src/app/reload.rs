@@ -156,6 +156,7 @@ fn changed_but_fixed(before: &Config, after: &Config) -> Vec<String> {
             fixed.push(what.to_owned());
         }
     };
+    note(before.process != after.process, "[process]");
     note(before.source != after.source, "[source]");
     note(before.aws != aws, "[aws]");
     note(before.cache.max_bytes != after.cache.max_bytes, "cache.max_bytes");
@@ -199,9 +200,9 @@ mod tests {
         let at_once = "reload = \"watch\"\n[aws]\nmax_attempts = 2\n[cache]\nttl = \"1s\"\npreload = [\"a/b\"]\n\
                        [refresh]\nrate = 1\n[groups.x]\nttl = \"1s\"";
         assert_eq!(changed_but_fixed(&before, &config(at_once)), Vec::<String>::new());
-        let later = "[aws]\nregion = \"us-west-2\"\n[cache]\nmax_bytes = \"1MiB\"\n[server]\nmax_connections = 1\n\
+        let later = "[process]\nuser = \"root\"\n[aws]\nregion = \"us-west-2\"\n[cache]\nmax_bytes = \"1MiB\"\n[server]\nmax_connections = 1\n\
                      [log]\nlevel = \"warn\"\n[ops]\ntcp = \"off\"";
-        let expected = ["[aws]", "cache.max_bytes", "[server]", "[ops]", "[log]"];
+        let expected = ["[process]", "[aws]", "cache.max_bytes", "[server]", "[ops]", "[log]"];
         assert_eq!(changed_but_fixed(&before, &config(later)), expected);
     }
 

@@ -8,8 +8,9 @@ use clap::Args;
 
 use super::daemon::{Daemon, Target, Version};
 use super::watch::{Event, Watch};
-use super::{Exit, complain, small_runtime};
+use super::{Exit, complain, small_runtime, unreadable};
 use crate::config::Environment;
+use crate::hardening;
 
 /// Print one secret, exactly as it is.
 ///
@@ -41,6 +42,9 @@ pub(super) struct GetArgs {
 }
 
 pub(super) fn run(args: &GetArgs, environment: &Environment) -> Exit {
+    if let Err(exit) = unreadable(hardening::forbid_dumps) {
+        return exit;
+    }
     let daemon = match Daemon::find(args.socket.as_deref(), environment) {
         Ok(daemon) => daemon,
         Err(error) => {

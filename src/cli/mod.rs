@@ -101,6 +101,17 @@ fn load(args: ConfigArgs, environment: &Environment) -> Result<Config, Exit> {
     })
 }
 
+/// What a command says that cannot keep its memory to itself, and so holds no secret.
+const CANNOT_HIDE: &str = "cannot forbid core dumps, so no secret is held";
+
+/// Keeps other processes from reading this one's memory, before a secret is in it.
+fn unreadable(forbid: impl FnOnce() -> std::io::Result<()>) -> Result<(), Exit> {
+    forbid().map_err(|error| {
+        complain(&format!("{CANNOT_HIDE}: {error}"));
+        Exit::Failure
+    })
+}
+
 /// A single-threaded runtime for a command that makes one request.
 fn small_runtime() -> Result<tokio::runtime::Runtime, Exit> {
     tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(|error| {

@@ -4,15 +4,19 @@ use std::time::Duration;
 
 use tracing::Level;
 
-use super::{ConfigArgs, Exit, complain, load};
+use super::{ConfigArgs, Exit, complain, load, unreadable};
 use crate::app;
-use crate::config::{Environment, LogFormat, LogLevel, config_path};
+use crate::config::{Config, Environment, LogFormat, LogLevel, config_path};
+use crate::hardening;
 use crate::telemetry;
 
 /// How long the end may take once everything that matters is done.
 const SHUTDOWN_TIMEOUT: Duration = Duration::from_millis(100);
 
 pub(super) fn run(args: ConfigArgs, environment: &Environment) -> Exit {
+    if let Err(exit) = unreadable(hardening::forbid_dumps) {
+        return exit;
+    }
     let path = config_path(args.config.clone(), environment);
     let config = match load(args, environment) {
         Ok(config) => config,
@@ -33,6 +37,7 @@ pub(super) fn run(args: ConfigArgs, environment: &Environment) -> Exit {
         complain(&error);
         return Exit::Failure;
     }
+    harden(&config);
     // One worker: a hit costs microseconds, and handing requests between workers costs more than that.
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build();
     let runtime = match runtime {
@@ -57,5 +62,26 @@ pub(super) fn run(args: ConfigArgs, environment: &Environment) -> Exit {
             tracing::error!(error, "smcached ends");
             if is_configuration { Exit::Usage } else { Exit::Failure }
         }
+    }
+}
+
+/// What makes the daemon safer and may be impossible here: then the log says so.
+fn harden(config: &Config) {
+    if let Err(error) = hardening::give_up_spare_rights() {
+        tracing::warn!(%error, "the daemon cannot give up the right to get new privileges");
+    }
+    let user_changes = config.process.user.is_some();
+    match hardening::lock_memory(user_changes) {
+        Ok(()) => tracing::debug!("memory is locked and never swapped out"),
+        Err(reason) => tracing::warn!(
+            %reason,
+            "secrets may be swapped out: set LimitMEMLOCK=infinity (systemd), --ulimit memlock=-1 or the capability \
+             IPC_LOCK (containers), or have no swap"
+        ),
+    }
+    if hardening::is_root() && !user_changes {
+        tracing::warn!(
+            "the daemon runs as root, which it does not need: start it as another user, or name one as process.user"
+        );
     }
 }

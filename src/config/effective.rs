@@ -15,6 +15,10 @@ use crate::units::{show_duration, show_size};
 impl Config {
     /// Every key with its value, defaults included.
     pub fn to_toml(&self) -> String {
+        let process = table([
+            ("user", text(self.process.user.as_deref())),
+            ("group", text(self.process.group.as_deref())),
+        ]);
         let source = match &self.source {
             SourceConfig::Aws => table([("kind", Some("aws".into()))]),
             SourceConfig::File { path } => table([("kind", Some("file".into())), ("path", Some(file(path)))]),
@@ -85,6 +89,7 @@ impl Config {
         };
         let sections = [
             ("reload", reload.into()),
+            ("process", process.into()),
             ("source", source.into()),
             ("aws", aws.into()),
             ("cache", cache.into()),
@@ -102,7 +107,7 @@ impl Config {
         sections
             .into_iter()
             .map(section)
-            .filter(|section| !matches!(section.as_str(), "[groups]\n" | "project = []\n" | "policy = []\n"))
+            .filter(|section| !matches!(section.as_str(), "[process]\n" | "[groups]\n" | "project = []\n" | "policy = []\n"))
             .collect::<Vec<_>>()
             .join("\n")
     }
@@ -245,6 +250,9 @@ mod tests {
     fn what_is_printed_reads_back_as_the_same() {
         let full = r#"
             reload = "watch"
+            [process]
+            user = "smcached"
+            group = "1000"
             [source]
             kind = "file"
             path = "s.toml"

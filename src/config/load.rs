@@ -8,7 +8,7 @@ use std::time::Duration;
 use super::project;
 use super::{
     AwsConfig, Batch, Bind, CacheConfig, Config, DEFAULT_TOKEN_FILE, GroupConfig, ListenerConfig, LogConfig,
-    LogFormat, LogLevel, OpsConfig, PolicyConfig, RefreshConfig, Reload, ServerConfig, SourceConfig,
+    LogFormat, LogLevel, OpsConfig, PolicyConfig, ProcessConfig, RefreshConfig, Reload, ServerConfig, SourceConfig,
     TokenConfig,
 };
 use crate::document::{Entry, Section, Value};
@@ -32,6 +32,7 @@ pub(super) fn config(root: &Section<'_>) -> Option<Config> {
         _ => None,
     });
     let reload = reload.unwrap_or(default.reload);
+    let process = process(&root.section("process"));
     let source = source(&root.section("source"));
     let aws = aws(&root.section("aws"), &default.aws);
     let cache = cache(&root.section("cache"), &default.cache);
@@ -52,6 +53,7 @@ pub(super) fn config(root: &Section<'_>) -> Option<Config> {
     }
     Some(Config {
         reload,
+        process,
         source: source?,
         aws,
         cache,
@@ -64,6 +66,16 @@ pub(super) fn config(root: &Section<'_>) -> Option<Config> {
         log,
         groups,
     })
+}
+
+fn process(section: &Section<'_>) -> ProcessConfig {
+    let user = section.get("user", "a user's name or number", word);
+    let group = section.entry("group", "a group's name or number", word);
+    section.refuse_the_rest();
+    if let Some(group) = group.as_ref().filter(|_| user.is_none()) {
+        section.contradicts("group", group, "only with a user");
+    }
+    ProcessConfig { user, group: group.map(|group| group.value) }
 }
 
 fn source(section: &Section<'_>) -> Option<SourceConfig> {

@@ -34,6 +34,8 @@ pub const DEFAULT_TOKEN_FILE: &str = "/run/smcached/token";
 pub struct Config {
     /// When the file is read again.
     pub reload: Reload,
+    /// `[process]`
+    pub process: ProcessConfig,
     /// `[source]`
     pub source: SourceConfig,
     /// `[aws]`
@@ -65,6 +67,15 @@ pub enum Reload {
     Signal,
     /// And when the file changes.
     Watch,
+}
+
+/// As whom the daemon runs.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct ProcessConfig {
+    /// The user that it becomes once everything is open: a name or a number.
+    pub user: Option<String>,
+    /// The group, where it is not the user's own.
+    pub group: Option<String>,
 }
 
 /// Where secrets come from.
@@ -350,6 +361,7 @@ impl Default for Config {
     fn default() -> Self {
         Self {
             reload: Reload::Signal,
+            process: ProcessConfig::default(),
             source: SourceConfig::Aws,
             aws: AwsConfig::default(),
             cache: CacheConfig::default(),
@@ -458,6 +470,7 @@ mod tests {
             config.listeners = Config::default().listeners;
             config.policies.clear();
             config.projects.clear();
+            config.process = ProcessConfig::default();
             config.aws = AwsConfig::default();
             config.cache.preload.clear();
             config.cache.preload_tags.clear();
@@ -484,7 +497,7 @@ mod tests {
         let example = "[[listener]]\nunix = \"/x\"\n[[listener]]\ntcp = \"127.0.0.1:1\"\n[[policy]]\n[[project]]\nsecrets = [{}]\n\
                        [groups.x]\n";
         let sections = [
-            "source", "aws", "cache", "refresh", "server", "listener", "policy", "project", "ops", "log",
+            "process", "source", "aws", "cache", "refresh", "server", "listener", "policy", "project", "ops", "log",
             "groups",
         ];
         let known: std::collections::BTreeSet<String> = Document::known_keys(example, load::config)

@@ -11,7 +11,7 @@ use crate::cli;
 use crate::config::{ClientAddress, Config};
 use crate::secret::{
     Arn, CompleteArn, Field, Group, MAX_ID_BYTES, Origin, Resolver, SecretId, SecretKey, SecretPath,
-    SecretValue, Unlisted, VersionSelector, is_region,
+    SecretValue, Unlisted, VersionSelector, is_region, partition_of,
 };
 use crate::source::SecretSource;
 use crate::source::file::FileSource;

@@ -19,8 +19,9 @@ use self::supervise::Reaction;
 use self::values::{Failed, Values};
 use self::variables::Variables;
 use super::daemon::Daemon;
-use super::{Exit, complain, small_runtime};
+use super::{Exit, complain, small_runtime, unreadable};
 use crate::config::Environment;
+use crate::hardening;
 
 /// Run a command with secrets in its environment.
 ///
@@ -65,6 +66,8 @@ pub(super) fn run(args: &ExecArgs, environment: &Environment) -> ExitCode {
 }
 
 fn exec(args: &ExecArgs, environment: &Environment) -> Result<ExitCode, Exit> {
+    // The command inherits limits, and may have its core dumps.
+    unreadable(hardening::forbid_reading)?;
     let Secrets { env, env_file, flyte } = &args.secrets;
     let variables = Variables::collect(env, env_file, flyte).map_err(|errors| {
         errors.iter().for_each(complain);

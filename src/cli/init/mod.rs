@@ -20,8 +20,9 @@ use self::failed::Failed;
 use self::fetch::{Fetched, Ways};
 use self::place::Place;
 use self::request::Request;
-use super::{Exit, complain, small_runtime};
+use super::{CANNOT_HIDE, Exit, complain, small_runtime};
 use crate::config::Environment;
+use crate::hardening;
 use crate::units::{DURATION, parse_duration};
 
 /// Write one secret to a file, as the init container of Flyte's pod webhook does.
@@ -74,6 +75,7 @@ fn init(args: &InitArgs, environment: &Environment) -> Result<String, (String, E
     let request = Request::parse(arn).map_err(|error| wrong(&error, Exit::Usage))?;
     let place = Place::parse(&args.dir, filename).map_err(|error| wrong(&error, Exit::Usage))?;
     let ways = Ways::find(environment, &args.local_daemon).map_err(|error| wrong(&error, Exit::Usage))?;
+    hardening::forbid_dumps().map_err(|error| wrong(&format!("{CANNOT_HIDE}: {error}"), Exit::Failure))?;
     let runtime = small_runtime().map_err(|exit| wrong(&"no runtime", exit))?;
     let deadline = Instant::now() + args.timeout;
     let fetched = runtime.block_on(ways.fetch(&request, deadline));
