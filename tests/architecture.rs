@@ -44,7 +44,21 @@ const ARROWS: &[(&str, &[&str])] = &[
             "source",
         ],
     ),
-    ("cli", &["app", "atomic_file", "config", "folder", "net", "secret", "source", "telemetry", "units"]),
+    (
+        "cli",
+        &[
+            "app",
+            "atomic_file",
+            "config",
+            "folder",
+            "hardening",
+            "net",
+            "secret",
+            "source",
+            "telemetry",
+            "units",
+        ],
+    ),
     // Compiled for fuzzing and for tests only.
     (
         "fuzzing",
@@ -72,7 +86,7 @@ const CONFINED: &[(&str, &[&str])] = &[
     ("moka", &["cache/store.rs", "cache/refusals.rs"]),
     ("toml", &["config", "document.rs"]),
     ("clap", &["cli", "main.rs"]),
-    ("nix", &["net", "projection", "cli/exec", "folder.rs"]),
+    ("nix", &["net", "projection", "cli/exec", "folder.rs", "hardening.rs"]),
     ("tracing_subscriber", &["telemetry.rs"]),
     ("prometheus", &["metrics.rs", "net"]),
 ];

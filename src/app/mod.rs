@@ -7,11 +7,14 @@ mod parts;
 mod reload;
 
 use std::path::PathBuf;
+use std::pin::pin;
 use std::sync::Arc;
+use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use thiserror::Error;
 use tokio::sync::watch;
+use tokio::time::error::Elapsed;
 use tokio::time::{sleep, timeout};
 
 use self::reload::{Reloader, SharedRules};
@@ -102,6 +105,8 @@ pub async fn run(config: Config, path: Option<PathBuf>, environment: &Environmen
         identity.map(|user| Identity::resolve(user, config.process.group.as_deref())).transpose()?;
     let mut signals = Signals::install().map_err(AppError::Signals)?;
     let mut tasks = Supervisor::default();
+    // Those that keep values, or have them fetched.
+    let mut keepers = Supervisor::default();
     let drain = Drain::new();
     let readiness = Readiness::default();
     let starting = readiness.block("listeners");
@@ -115,7 +120,7 @@ pub async fn run(config: Config, path: Option<PathBuf>, environment: &Environmen
     let projects = parts::projects(&config, &resolver, region.as_deref())?;
     let settings = parts::settings(&config, Arc::clone(&resolver), &metrics);
     let cache = Cache::new(source, settings, metrics.clone());
-    tasks.spawn("refresher", cache.clone().run());
+    keepers.spawn("refresher", cache.clone().run());
     let probed = cache.clone();
     tokio::spawn(async move { probed.probe().await });
 
@@ -155,17 +160,17 @@ pub async fn run(config: Config, path: Option<PathBuf>, environment: &Environmen
     let block = (!wanted.is_empty()).then(|| readiness.block("preload"));
     let (wanting, wanted) = watch::channel(wanted);
     let patience = config.cache.preload_timeout;
-    tasks.spawn("preload", cache::preload(cache.clone(), wanted, patience, || drop(block)));
+    keepers.spawn("preload", cache::preload(cache.clone(), wanted, patience, || drop(block)));
     let block = (!projects.is_empty()).then(|| readiness.block("projection"));
     let (projecting, projects) = watch::channel(projects);
     let projection =
         projection::run(cache.clone(), projects, metrics.projection.clone(), patience, || drop(block));
-    tasks.spawn("projection", projection);
+    keepers.spawn("projection", projection);
     let drain_timeout = config.server.drain_timeout;
     let mut reloader = Reloader::new(
         config,
         path,
-        reload::Parts { cache, shared, rules, region, wanting, projecting, metrics },
+        reload::Parts { cache: cache.clone(), shared, rules, region, wanting, projecting, metrics },
     );
     drop(starting);
     tracing::info!(version = env!("CARGO_PKG_VERSION"), "started");
@@ -178,12 +183,18 @@ pub async fn run(config: Config, path: Option<PathBuf>, environment: &Environmen
             },
             () = reloader.file_changed() => reloader.reload().await,
             end = tasks.first_end() => return Err(AppError::Task(end)),
+            end = keepers.first_end() => return Err(AppError::Task(end)),
         }
     };
     tracing::info!(signal, "ending: finishing requests in flight");
     readiness.start_draining();
+    let wipe = || {
+        drop(keepers);
+        cache.close();
+        tracing::info!("the values in memory are wiped");
+    };
     tokio::select! {
-        finished = timeout(drain_timeout, drain.finish()) => {
+        finished = finish(drain, drain_timeout, wipe) => {
             if finished.is_err() {
                 tracing::warn!("requests in flight did not finish within drain_timeout and are cut off");
             }
@@ -192,6 +203,18 @@ pub async fn run(config: Config, path: Option<PathBuf>, environment: &Environmen
     }
     tracing::info!("ended");
     Ok(())
+}
+
+/// Waits for the requests in flight, for so long at most. What is in memory for others is wiped as soon as no others
+/// can come: idle connections are closed after [`net::LINGER`], and what came by them just before is under way.
+async fn finish(drain: Drain, at_most: Duration, wipe: impl FnOnce()) -> Result<(), Elapsed> {
+    let mut finishing = pin!(timeout(at_most, drain.finish()));
+    let finished = timeout(net::LINGER * 2, finishing.as_mut()).await;
+    wipe();
+    match finished {
+        Ok(finished) => finished,
+        Err(_) => finishing.await,
+    }
 }
 
 /// Goes on as another user. Token files that were made just now become that user's, to be reread.

@@ -449,6 +449,11 @@ impl Cache {
         self.shared.store.find(key).is_some_and(|slot| slot.held().is_some())
     }
 
+    /// Drops all that is held, and keeps nothing from now on. Reads are answered as before, each by a fetch.
+    pub fn close(&self) {
+        self.shared.store.close();
+    }
+
     /// A handle that shows how the cache fares and can never show a value.
     pub fn view(&self) -> CacheView {
         CacheView { shared: Arc::clone(&self.shared) }

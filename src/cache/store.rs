@@ -3,7 +3,7 @@
 //! moka bounds and forgets; freshness is ours. It may keep a dropped slot for seconds, so a slot is
 //! emptied the moment that it is dropped: a value dies with its last reader.
 
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -30,6 +30,8 @@ pub(super) struct Store {
     next_id: AtomicU64,
     /// Held while an answer is put in its place, so that two spellings cannot make two slots of one secret.
     landing: Mutex<()>,
+    /// Nothing is kept any more. Changes under `landing`.
+    is_closed: AtomicBool,
     metrics: CacheMetrics,
 }
 
@@ -50,7 +52,14 @@ impl Store {
             .weigher(|_, slot: &Arc<Slot>| u32::try_from(slot.weight()).unwrap_or(u32::MAX))
             .eviction_listener(listener)
             .build();
-        Self { names, slots, next_id: AtomicU64::new(0), landing: Mutex::new(()), metrics }
+        Self {
+            names,
+            slots,
+            next_id: AtomicU64::new(0),
+            landing: Mutex::new(()),
+            is_closed: AtomicBool::new(false),
+            metrics,
+        }
     }
 
     /// The slot that a spelling leads to. It may have been emptied since.
@@ -123,6 +132,10 @@ impl Store {
         let slot = Arc::new(Slot::new(id, key.clone(), canonical.clone(), Instant::now()));
         let held = Arc::new(Held::new(Arc::new(version), Arc::clone(policy), fetch));
         slot.store(Arc::clone(&held));
+        if self.is_closed.load(Ordering::Relaxed) {
+            slot.close();
+            return Landed { slot, held, is_changed: true };
+        }
         self.name(&slot, key, is_pinned);
         self.name(&slot, canonical, is_pinned);
         self.slots.insert(id, Arc::clone(&slot));
@@ -144,6 +157,17 @@ impl Store {
             self.slots.invalidate(&slot.id);
             self.metrics.evicted(cause);
         }
+    }
+
+    /// Empties all slots, and keeps nothing from now on: what lands is answered with and forgotten.
+    pub(super) fn close(&self) {
+        let _landing = self.landing.lock().unwrap_or_else(PoisonError::into_inner);
+        self.is_closed.store(true, Ordering::Relaxed);
+        for slot in self.slots() {
+            forget(&self.names, &slot);
+        }
+        self.slots.invalidate_all();
+        self.tidy();
     }
 
     /// Lets moka do what it put off. To be called about once a second.

@@ -107,7 +107,9 @@ impl Config {
         sections
             .into_iter()
             .map(section)
-            .filter(|section| !matches!(section.as_str(), "[process]\n" | "[groups]\n" | "project = []\n" | "policy = []\n"))
+            .filter(|section| {
+                !matches!(section.as_str(), "[process]\n" | "[groups]\n" | "project = []\n" | "policy = []\n")
+            })
             .collect::<Vec<_>>()
             .join("\n")
     }

@@ -8,8 +8,8 @@ use std::time::Duration;
 use super::project;
 use super::{
     AwsConfig, Batch, Bind, CacheConfig, Config, DEFAULT_TOKEN_FILE, GroupConfig, ListenerConfig, LogConfig,
-    LogFormat, LogLevel, OpsConfig, PolicyConfig, ProcessConfig, RefreshConfig, Reload, ServerConfig, SourceConfig,
-    TokenConfig,
+    LogFormat, LogLevel, OpsConfig, PolicyConfig, ProcessConfig, RefreshConfig, Reload, ServerConfig,
+    SourceConfig, TokenConfig,
 };
 use crate::document::{Entry, Section, Value};
 use crate::secret::{SecretId, SecretPath, Unlisted, is_region};

@@ -497,8 +497,8 @@ mod tests {
         let example = "[[listener]]\nunix = \"/x\"\n[[listener]]\ntcp = \"127.0.0.1:1\"\n[[policy]]\n[[project]]\nsecrets = [{}]\n\
                        [groups.x]\n";
         let sections = [
-            "process", "source", "aws", "cache", "refresh", "server", "listener", "policy", "project", "ops", "log",
-            "groups",
+            "process", "source", "aws", "cache", "refresh", "server", "listener", "policy", "project", "ops",
+            "log", "groups",
         ];
         let known: std::collections::BTreeSet<String> = Document::known_keys(example, load::config)
             .into_iter()

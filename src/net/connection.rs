@@ -61,7 +61,7 @@ const MAX_HEAD: usize = 16 << 10;
 
 /// At the end, a connection that is idle is kept this long, so that a request on its way is answered
 /// (with `Connection: close`) instead of reset.
-const LINGER: Duration = Duration::from_millis(500);
+pub const LINGER: Duration = Duration::from_millis(500);
 
 /// How long to wait when the system has no descriptors left, before accepting again.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
@@ -170,11 +170,11 @@ async fn connection<S: Service>(
         }
     });
     let stream = Timed::new(stream, limits.patience, Arc::clone(&requests));
+    // No `pipeline_flush`: it copies each body into a buffer that lives as long as the connection.
     let connection = http1::Builder::new()
         .timer(TokioTimer::new())
         .header_read_timeout(limits.idle_timeout)
         .max_buf_size(MAX_HEAD)
-        .pipeline_flush(true)
         .auto_date_header(false)
         .serve_connection(TokioIo::new(stream), answer);
     let mut connection = pin!(connection);

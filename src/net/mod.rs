@@ -12,7 +12,7 @@ mod room;
 mod unix;
 
 pub use client::{ClientError, Endpoint, PATIENCE, fetch};
-pub use connection::{ConnectionLimits, Service, serve};
+pub use connection::{ConnectionLimits, LINGER, Service, serve};
 pub use descriptors::raise_descriptor_limit;
 pub use listener::{BindError, Listener};
 pub use ownership::{Ownership, UnknownOwner};

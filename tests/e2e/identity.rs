@@ -1,7 +1,5 @@
 //! How the daemon comes by its identity and its way to AWS: roles, profiles, certificates, regions.
 
-use std::path::Path;
-use std::process::Command;
 use std::time::Duration;
 
 use tokio::time::sleep;
@@ -10,6 +8,7 @@ use crate::support::daemon::Setup;
 use crate::support::eventually;
 use crate::support::fake_aws::FakeAws;
 use crate::support::moto::Moto;
+use crate::support::tls::self_signed;
 
 #[tokio::test]
 async fn a_group_is_read_by_the_role_that_it_names() {
@@ -132,29 +131,4 @@ async fn two_roles_of_one_secret_are_two_values() {
         let answer = daemon.get(path).await;
         assert_eq!(answer.header("cache-status"), "smcached; fwd=miss; stored", "{path}");
     }
-}
-
-fn self_signed(directory: &Path) -> (std::path::PathBuf, std::path::PathBuf) {
-    let (certificate, key) = (directory.join("cert.pem"), directory.join("key.pem"));
-    let output = Command::new("openssl")
-        .args([
-            "req",
-            "-x509",
-            "-newkey",
-            "ec",
-            "-pkeyopt",
-            "ec_paramgen_curve:prime256v1",
-            "-nodes",
-            "-days",
-            "2",
-        ])
-        .args(["-subj", "/CN=localhost", "-addext", "subjectAltName=DNS:localhost"])
-        .args(["-addext", "basicConstraints=critical,CA:FALSE", "-keyout"])
-        .arg(&key)
-        .arg("-out")
-        .arg(&certificate)
-        .output()
-        .expect("openssl is missing; tests/run installs it");
-    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-    (certificate, key)
 }

@@ -18,6 +18,7 @@ mod freshness;
 mod hostile;
 mod identity;
 mod init;
+mod memory;
 mod native_api;
 mod operations;
 mod process;

@@ -1,7 +1,7 @@
 //! The built binary, run as an operator would, in a directory and on ports of its own.
 
-use std::fs::{self, File};
-use std::os::unix::fs::symlink;
+use std::fs::{self, File, Permissions};
+use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Output, Stdio};
 use std::time::Duration;
@@ -25,6 +25,8 @@ pub struct Setup {
     /// The configuration lies as Kubernetes mounts a `ConfigMap`.
     is_linked: bool,
     is_quiet: bool,
+    /// A program and its arguments that run the daemon.
+    under: Vec<String>,
     /// The `[source]` and `[aws]` sections.
     source: String,
     /// Lines of `[cache]`.
@@ -74,6 +76,12 @@ impl Setup {
     /// Keys before all sections.
     pub fn top(mut self, lines: &str) -> Self {
         self.top.push_str(&format!("{lines}\n"));
+        self
+    }
+
+    /// Has it run by another program, which may make it another user's.
+    pub fn under(mut self, words: &[&str]) -> Self {
+        self.under = words.iter().map(|word| (*word).to_owned()).collect();
         self
     }
 
@@ -162,8 +170,13 @@ impl Setup {
             fs::create_dir_all(path(name).parent().unwrap()).unwrap();
             fs::write(path(name), content).unwrap();
         }
-        let mut command = smcached(directory.path());
+        if !self.under.is_empty() {
+            fs::set_permissions(directory.path(), Permissions::from_mode(0o777)).unwrap();
+        }
+        let words: Vec<&str> = self.under.iter().map(String::as_str).chain([crate::SMCACHED]).collect();
+        let mut command = in_directory(Command::new(words[0]), directory.path());
         command
+            .args(&words[1..])
             .args(["serve", "--config", "smcached.toml"])
             .envs(self.environment)
             .stdout(Stdio::null())
@@ -175,7 +188,10 @@ impl Setup {
 
 /// The binary, in a directory, with an environment that the tests' own cannot touch.
 pub fn smcached(directory: &Path) -> Command {
-    let mut command = Command::new(crate::SMCACHED);
+    in_directory(Command::new(crate::SMCACHED), directory)
+}
+
+fn in_directory(mut command: Command, directory: &Path) -> Command {
     command
         .env_clear()
         .env("HOME", directory)

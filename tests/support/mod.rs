@@ -10,9 +10,11 @@ pub mod client;
 pub mod daemon;
 pub mod fake_aws;
 pub mod faults;
+pub mod memory;
 pub mod moto;
 pub mod proxy;
 pub mod python;
+pub mod tls;
 
 use std::net::{Ipv4Addr, TcpListener};
 use std::path::PathBuf;

@@ -15,7 +15,9 @@ use aws_config::timeout::TimeoutConfig;
 use aws_credential_types::provider::error::CredentialsError;
 use aws_credential_types::provider::{ProvideCredentials, SharedCredentialsProvider};
 use aws_sdk_secretsmanager::Client;
-use aws_sdk_secretsmanager::config::{AppName, Builder, Region, SharedHttpClient};
+use aws_sdk_secretsmanager::config::{AppName, Builder, Region, RuntimeComponents, SharedHttpClient};
+use aws_smithy_http_client::Connector;
+use aws_smithy_http_client::proxy::ProxyConfig;
 use aws_smithy_http_client::tls::{Provider, TlsContext, TrustStore, rustls_provider::CryptoMode};
 use tokio::sync::Mutex;
 use tokio::time::{Instant, timeout};
@@ -29,6 +31,9 @@ use crate::source::SourceError;
 /// A client, or the failure to make one, is not made anew before this time has passed.
 pub(super) const MIN_RENEWAL: Duration = Duration::from_secs(5);
 
+/// How long a connection is kept that nobody uses. Its buffers hold the last answer: they must not outlive the value.
+const IDLE_TIMEOUT: Duration = Duration::from_secs(1);
+
 const NO_REGION: &str = "no AWS region is known for this name: set [aws] region, the group's region or AWS_REGION, \
      or ask by ARN, which names its region";
 
@@ -38,7 +43,7 @@ pub(super) type Place = (Option<String>, Option<String>);
 /// The clients of all regions and roles.
 pub(super) struct Clients {
     options: AwsOptions,
-    http: Result<Option<SharedHttpClient>, SourceError>,
+    http: Result<SharedHttpClient, SourceError>,
     /// In place of the SDK's own chain; for tests.
     credentials: Option<SharedCredentialsProvider>,
     credential_files: Files,
@@ -67,7 +72,7 @@ impl Made {
 
 impl Clients {
     pub(super) fn new(options: AwsOptions) -> Self {
-        let http = options.ca_bundle.clone().map(trusting).transpose();
+        let http = trust(options.ca_bundle.clone()).map(http_client);
         let credential_files = Files::new(&options.credential_files);
         Self { options, http, credentials: None, credential_files, places: StdMutex::default() }
     }
@@ -79,7 +84,7 @@ impl Clients {
         http: SharedHttpClient,
         credentials: SharedCredentialsProvider,
     ) -> Self {
-        Self { http: Ok(Some(http)), credentials: Some(credentials), ..Self::new(options) }
+        Self { http: Ok(http), credentials: Some(credentials), ..Self::new(options) }
     }
 
     /// The client of a region and role. Many who ask at once wait for one to be made.
@@ -181,9 +186,7 @@ impl Clients {
         if let Ok(name) = AppName::new(env!("CARGO_PKG_NAME")) {
             loader = loader.app_name(name);
         }
-        if let Some(http) = self.http.clone()? {
-            loader = loader.http_client(http);
-        }
+        loader = loader.http_client(self.http.clone()?);
         if let Some(credentials) = self.credentials.clone() {
             loader = loader.credentials_provider(credentials);
         }
@@ -211,13 +214,26 @@ fn keeping(provider: SharedCredentialsProvider) -> SharedCredentialsProvider {
     SharedCredentialsProvider::new(Keeping::new(provider))
 }
 
-/// An HTTP client that trusts these certificates and no others: `AWS_CA_BUNDLE`, which the SDK ignores.
-fn trusting(ca_bundle: Vec<u8>) -> Result<SharedHttpClient, SourceError> {
+/// Which certificates are trusted: those of `AWS_CA_BUNDLE`, which the SDK ignores, else the system's.
+fn trust(ca_bundle: Option<Vec<u8>>) -> Result<TlsContext, SourceError> {
+    let Some(ca_bundle) = ca_bundle else { return Ok(TlsContext::default()) };
     let trust = TrustStore::empty().with_pem_certificate(ca_bundle);
-    let context =
-        TlsContext::builder().with_trust_store(trust).build().map_err(|_| SourceError::NoIdentity {
-            advice: "AWS_CA_BUNDLE holds no usable certificates; it must name a file in PEM form".to_owned(),
-        })?;
-    let provider = Provider::Rustls(CryptoMode::AwsLc);
-    Ok(aws_smithy_http_client::Builder::new().tls_provider(provider).tls_context(context).build_https())
+    TlsContext::builder().with_trust_store(trust).build().map_err(|_| SourceError::NoIdentity {
+        advice: "AWS_CA_BUNDLE holds no usable certificates; it must name a file in PEM form".to_owned(),
+    })
+}
+
+/// The SDK's own HTTP client, proxies of the environment included, which keeps idle connections for a moment only.
+fn http_client(tls: TlsContext) -> SharedHttpClient {
+    // Not documented, but what the SDK itself makes its client with; nothing that is lets us say all of this.
+    aws_smithy_http_client::Builder::new().build_with_connector_fn(move |settings, components| {
+        let mut connector = Connector::builder()
+            .tls_provider(Provider::Rustls(CryptoMode::AwsLc))
+            .tls_context(tls.clone())
+            .proxy_config(ProxyConfig::from_env())
+            .pool_idle_timeout(IDLE_TIMEOUT);
+        connector.set_connector_settings(settings.cloned());
+        connector.set_sleep_impl(components.and_then(RuntimeComponents::sleep_impl));
+        connector.build()
+    })
 }
