@@ -15,6 +15,7 @@
 //! - [`server`], [`ops`]: the routes of the secret listeners and of the ops listener.
 //! - [`projection`]: secrets as files.
 //! - [`lifecycle`]: readiness, supervised tasks, signals, drain.
+//! - [`audit`]: who read what, as a trail of lines.
 //! - [`config`], [`metrics`], [`telemetry`]: what is configured, counted and logged; [`document`]: strict
 //!   reading of TOML files; [`file_watch`]: noticing that a file changed; [`units`]: durations and sizes;
 //!   [`atomic_file`]: files that nobody sees half done; [`folder`]: directories that nobody can swap; [`hardening`]: what keeps
@@ -27,6 +28,7 @@
 pub mod access;
 pub mod app;
 pub mod atomic_file;
+pub mod audit;
 pub mod cache;
 pub mod cli;
 pub mod config;

@@ -34,6 +34,8 @@ pub struct Metrics {
     pub config: ConfigMetrics,
     /// What is written to files.
     pub projection: ProjectionMetrics,
+    /// What becomes of audit events.
+    pub audit: AuditMetrics,
 }
 
 impl Metrics {
@@ -53,9 +55,10 @@ impl Metrics {
         let upstream = UpstreamMetrics::new(&define);
         let config = ConfigMetrics::new(&define);
         let projection = ProjectionMetrics::new(&define);
+        let audit = AuditMetrics::new(&define);
         #[cfg(target_os = "linux")]
         define.register(prometheus::process_collector::ProcessCollector::for_self());
-        Self { registry, http, cache, upstream, config, projection }
+        Self { registry, http, cache, upstream, config, projection, audit }
     }
 
     /// The page that Prometheus scrapes, in its text format.
@@ -181,6 +184,41 @@ impl ProjectionMetrics {
     /// A file, or a set of files, was written or removed, or could not be.
     pub fn wrote(&self, result: &'static str) {
         self.writes.with_label_values(&[result]).inc();
+    }
+}
+
+/// What becomes of audit events: each ends in one of these.
+#[derive(Debug, Clone)]
+pub struct AuditMetrics {
+    written: IntCounter,
+    dropped: IntCounter,
+    failed: IntCounter,
+}
+
+impl AuditMetrics {
+    fn new(define: &Definer<'_>) -> Self {
+        let events = define.int_counter_vec(
+            "smcached_audit_events_total",
+            "Events of the audit trail: written, dropped because the output is too slow, or failed to be written.",
+            &["result"],
+        );
+        let counter = |result| events.with_label_values(&[result]);
+        Self { written: counter("written"), dropped: counter("dropped"), failed: counter("failed") }
+    }
+
+    /// So many lines are out.
+    pub fn written(&self, count: u64) {
+        self.written.inc_by(count);
+    }
+
+    /// So many events found no place in the queue.
+    pub fn dropped(&self, count: u64) {
+        self.dropped.inc_by(count);
+    }
+
+    /// So many events could not be written.
+    pub fn failed(&self, count: u64) {
+        self.failed.inc_by(count);
     }
 }
 

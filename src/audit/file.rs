@@ -1,0 +1,172 @@
+//! A trail in a file: appended to, moved away when it has grown, opened again on demand. Never through a symbolic
+//! link, which would let whoever may write in the folder choose what is appended to.
+
+use std::fs::{self, File, OpenOptions, Permissions};
+use std::io::{self, Write};
+use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+
+use nix::fcntl::OFlag;
+
+use super::writer::Pace;
+
+/// A file that the trail goes to.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct FileOptions {
+    /// The file.
+    pub path: PathBuf,
+    /// It is moved away before it would grow larger.
+    pub max_bytes: u64,
+    /// How many files that were moved away are kept, as `<path>.1` (the latest) and so on; at least one.
+    pub keep: u32,
+    /// Its permissions when it is made.
+    pub mode: u32,
+}
+
+#[derive(Debug)]
+pub(super) struct TrailFile {
+    options: FileOptions,
+    /// `None` after it could not be opened again.
+    file: Option<File>,
+    size: u64,
+    /// The last line that was written is not whole, so what is written next belongs to it.
+    is_mid_line: bool,
+    /// How often it is said that it cannot be moved away.
+    pace: Pace,
+}
+
+impl TrailFile {
+    pub(super) fn open(options: FileOptions) -> io::Result<Self> {
+        let mut trail = Self { options, file: None, size: 0, is_mid_line: false, pace: Pace::default() };
+        trail.opened()?;
+        Ok(trail)
+    }
+
+    /// Lets go of the file; the next write opens the one that is there then, or a new one.
+    pub(super) fn close(&mut self) {
+        self.file = None;
+    }
+
+    /// Appends lines. Says how many bytes were written, and what kept it from writing all.
+    pub(super) fn write(&mut self, lines: &[u8]) -> (usize, io::Result<()>) {
+        let mut written = 0;
+        while written < lines.len() {
+            let (count, outcome) = self.write_piece(&lines[written..]);
+            written += count;
+            if outcome.is_err() {
+                return (written, outcome);
+            }
+        }
+        (written, Ok(()))
+    }
+
+    /// Appends as many whole lines as there is room for, or one to an empty file.
+    fn write_piece(&mut self, lines: &[u8]) -> (usize, io::Result<()>) {
+        if let Err(error) = self.opened() {
+            return (0, Err(error));
+        }
+        let room = usize::try_from(self.options.max_bytes.saturating_sub(self.size)).unwrap_or(usize::MAX);
+        let mut end = whole_lines(lines, room);
+        if end == 0 && self.size > 0 && !self.is_mid_line {
+            if let Err(error) = self.rotate() {
+                if self.pace.is_due() {
+                    tracing::error!(%error, "the audit trail cannot be moved away; its file grows");
+                }
+            } else if let Err(error) = self.opened() {
+                return (0, Err(error));
+            }
+            end = whole_lines(lines, usize::try_from(self.options.max_bytes).unwrap_or(usize::MAX));
+        }
+        if end == 0 {
+            end = first_line(lines);
+        }
+        let Some(file) = &mut self.file else { return (0, Err(io::ErrorKind::NotFound.into())) };
+        let (count, outcome) = write_counting(file, &lines[..end]);
+        self.size += count as u64;
+        if count > 0 {
+            self.is_mid_line = lines[count - 1] != b'\n';
+        }
+        (count, outcome)
+    }
+
+    fn opened(&mut self) -> io::Result<()> {
+        if self.file.is_none() {
+            let file = open(&self.options)?;
+            self.size = file.metadata()?.len();
+            self.is_mid_line = false;
+            self.file = Some(file);
+        }
+        Ok(())
+    }
+
+    /// Moves the file to `<path>.1`, what is there to `<path>.2`, and so on; the last is lost.
+    fn rotate(&mut self) -> io::Result<()> {
+        // Where an earlier attempt came this far, the place is free, and moving on would lose the last for nothing.
+        if fs::symlink_metadata(self.moved(1)).is_ok() {
+            for place in (1..self.options.keep).rev() {
+                rename(&self.moved(place), &self.moved(place + 1))?;
+            }
+        }
+        rename(&self.options.path, &self.moved(1))?;
+        self.file = None;
+        Ok(())
+    }
+
+    fn moved(&self, place: u32) -> PathBuf {
+        let mut path = self.options.path.clone().into_os_string();
+        path.push(format!(".{place}"));
+        path.into()
+    }
+}
+
+/// What is not there need not be moved.
+fn rename(from: &Path, to: &Path) -> io::Result<()> {
+    match fs::rename(from, to) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+        _ => Ok(()),
+    }
+}
+
+/// The file to append to, made if absent.
+fn open(options: &FileOptions) -> io::Result<File> {
+    let mut how = OpenOptions::new();
+    // Without O_NONBLOCK, to open a named pipe would wait for somebody who reads it.
+    how.append(true).custom_flags((OFlag::O_NOFOLLOW | OFlag::O_NONBLOCK).bits());
+    let file = match how.open(&options.path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {
+            let file = how.create_new(true).mode(0o600).open(&options.path)?;
+            // Whatever the umask is.
+            file.set_permissions(Permissions::from_mode(options.mode))?;
+            file
+        }
+        other => other?,
+    };
+    if !file.metadata()?.is_file() {
+        return Err(io::Error::other("it is not a regular file"));
+    }
+    Ok(file)
+}
+
+/// How many of the first `most` bytes are whole lines.
+fn whole_lines(lines: &[u8], most: usize) -> usize {
+    let most = most.min(lines.len());
+    lines[..most].iter().rposition(|byte| *byte == b'\n').map_or(0, |at| at + 1)
+}
+
+fn first_line(lines: &[u8]) -> usize {
+    lines.iter().position(|byte| *byte == b'\n').map_or(lines.len(), |at| at + 1)
+}
+
+/// As [`Write::write_all`], and says how much was written.
+pub(super) fn write_counting(to: &mut dyn Write, bytes: &[u8]) -> (usize, io::Result<()>) {
+    let mut written = 0;
+    while written < bytes.len() {
+        match to.write(&bytes[written..]) {
+            Ok(0) => return (written, Err(io::ErrorKind::WriteZero.into())),
+            Ok(count) => written += count,
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return (written, Err(error)),
+        }
+    }
+    (written, Ok(()))
+}
