@@ -31,6 +31,7 @@ const ARROWS: &[(&str, &[&str])] = &[
         "app",
         &[
             "access",
+            "audit",
             "cache",
             "config",
             "file_watch",

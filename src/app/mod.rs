@@ -19,6 +19,7 @@ use tokio::time::{sleep, timeout};
 
 use self::reload::{Reloader, SharedRules};
 use crate::access::{TOKEN_POLL_INTERVAL, TokenError};
+use crate::audit::AuditError;
 use crate::cache::{self, Cache};
 use crate::config::{Bind, Config, Environment, EnvironmentError, ListenerConfig};
 use crate::hardening::{Identity, IdentityError};
@@ -35,6 +36,9 @@ use crate::source::file::FileSourceError;
 
 /// What is open besides connections to secret listeners, amply.
 const SPARE_DESCRIPTORS: u64 = 256;
+
+/// How long the end waits for an output of the audit trail that does not take its last lines.
+const AUDIT_PATIENCE: Duration = Duration::from_secs(1);
 
 /// Why the process ends otherwise than as told.
 #[derive(Debug, Error)]
@@ -71,6 +75,9 @@ pub enum AppError {
     /// The process cannot go on as the user that is configured.
     #[error(transparent)]
     Identity(#[from] IdentityError),
+    /// The audit trail cannot be begun.
+    #[error(transparent)]
+    Audit(#[from] AuditError),
     /// The system does not let us catch signals.
     #[error("cannot catch signals: {0}")]
     Signals(std::io::Error),
@@ -112,6 +119,7 @@ pub async fn run(config: Config, path: Option<PathBuf>, environment: &Environmen
     let starting = readiness.block("listeners");
     let metrics = Metrics::new();
     metrics.config.loaded();
+    let audit = parts::audit(&config, &metrics)?;
 
     let source = parts::source(&config, environment, &mut tasks)?;
     let resolver = Arc::new(parts::resolver(&config));
@@ -170,7 +178,16 @@ pub async fn run(config: Config, path: Option<PathBuf>, environment: &Environmen
     let mut reloader = Reloader::new(
         config,
         path,
-        reload::Parts { cache: cache.clone(), shared, rules, region, wanting, projecting, metrics },
+        reload::Parts {
+            audit: audit.clone(),
+            cache: cache.clone(),
+            shared,
+            rules,
+            region,
+            wanting,
+            projecting,
+            metrics,
+        },
     );
     drop(starting);
     tracing::info!(version = env!("CARGO_PKG_VERSION"), "started");
@@ -182,8 +199,14 @@ pub async fn run(config: Config, path: Option<PathBuf>, environment: &Environmen
                 Told::Reload => reloader.reload().await,
             },
             () = reloader.file_changed() => reloader.reload().await,
-            end = tasks.first_end() => return Err(AppError::Task(end)),
-            end = keepers.first_end() => return Err(AppError::Task(end)),
+            end = tasks.first_end() => {
+                audit.finish(AUDIT_PATIENCE).await;
+                return Err(AppError::Task(end));
+            }
+            end = keepers.first_end() => {
+                audit.finish(AUDIT_PATIENCE).await;
+                return Err(AppError::Task(end));
+            }
         }
     };
     tracing::info!(signal, "ending: finishing requests in flight");
@@ -201,6 +224,7 @@ pub async fn run(config: Config, path: Option<PathBuf>, environment: &Environmen
         }
         _ = signals.end() => return Err(AppError::Interrupted),
     }
+    audit.finish(AUDIT_PATIENCE).await;
     tracing::info!("ended");
     Ok(())
 }

@@ -4,10 +4,11 @@ use std::sync::Arc;
 
 use super::AppError;
 use crate::access::{Gate, Patterns, Policy, Rule, TokenError, TokenFile, User, Verdict};
+use crate::audit::{Audit, AuditError, FileOptions, Output};
 use crate::cache::{CacheOptions, CallOptions, Lifetimes, Policies, Settings, Wanted};
 use crate::config::{
-    Batch, Bind, Config, Environment, ListenerConfig, OnChange, PolicyConfig, ProjectConfig, ProjectedSecret,
-    SourceConfig, TokenConfig,
+    AuditOutput, Batch, Bind, Config, Environment, ListenerConfig, OnChange, PolicyConfig, ProjectConfig,
+    ProjectedSecret, SourceConfig, TokenConfig,
 };
 use crate::lifecycle::Supervisor;
 use crate::metrics::Metrics;
@@ -49,6 +50,22 @@ pub(super) fn source(
             Ok(Arc::new(AwsSource::new(options)))
         }
     }
+}
+
+/// The audit trail, if there is to be one.
+pub(super) fn audit(config: &Config, metrics: &Metrics) -> Result<Audit, AuditError> {
+    let audit = &config.audit;
+    let output = match &audit.output {
+        AuditOutput::Off => return Ok(Audit::off()),
+        AuditOutput::Stdout => Output::Stdout,
+        AuditOutput::File(path) => Output::File(FileOptions {
+            path: path.clone(),
+            max_bytes: audit.max_bytes,
+            keep: audit.keep,
+            mode: audit.mode,
+        }),
+    };
+    Audit::start(output, metrics.audit.clone())
 }
 
 pub(super) fn resolver(config: &Config) -> Resolver {

@@ -11,6 +11,7 @@ use tokio::task::spawn_blocking;
 
 use super::{AppError, parts};
 use crate::access::TokenError;
+use crate::audit::Audit;
 use crate::cache::{Cache, Wanted};
 use crate::config::{Bind, Config, ListenerConfig, Reload};
 use crate::file_watch::FileWatch;
@@ -26,6 +27,7 @@ pub(super) type SharedRules = Arc<ArcSwap<Rules>>;
 
 /// What takes another configuration.
 pub(super) struct Parts {
+    pub(super) audit: Audit,
     pub(super) cache: Cache,
     pub(super) shared: Arc<Shared>,
     /// Of each listener, in the order of the configuration.
@@ -72,6 +74,8 @@ impl Reloader {
 
     /// Reads the file. If it is right it takes effect, else it is said what is wrong, and nothing changes.
     pub(super) async fn reload(&mut self) {
+        // Whatever becomes of the configuration: the file of the audit trail may have been moved away.
+        self.parts.audit.reopen();
         let Some(path) = self.path.clone() else {
             tracing::warn!("there is no configuration file to reload; the built-in defaults stay");
             return;
@@ -164,6 +168,7 @@ fn changed_but_fixed(before: &Config, after: &Config) -> Vec<String> {
     note(before.server != after.server, "[server]");
     note(before.ops != after.ops, "[ops]");
     note(before.log != after.log, "[log]");
+    note(before.audit != after.audit, "[audit]");
     let opened = |config: &Config| config.listeners.iter().map(opened_as).collect::<Vec<_>>();
     let (was_open, is_wanted) = (opened(before), opened(after));
     for listener in was_open.iter().filter(|listener| !is_wanted.contains(listener)) {
@@ -201,8 +206,8 @@ mod tests {
                        [refresh]\nrate = 1\n[groups.x]\nttl = \"1s\"";
         assert_eq!(changed_but_fixed(&before, &config(at_once)), Vec::<String>::new());
         let later = "[process]\nuser = \"root\"\n[aws]\nregion = \"us-west-2\"\n[cache]\nmax_bytes = \"1MiB\"\n[server]\nmax_connections = 1\n\
-                     [log]\nlevel = \"warn\"\n[ops]\ntcp = \"off\"";
-        let expected = ["[process]", "[aws]", "cache.max_bytes", "[server]", "[ops]", "[log]"];
+                     [log]\nlevel = \"warn\"\n[ops]\ntcp = \"off\"\n[audit]\noutput = \"stdout\"";
+        let expected = ["[process]", "[aws]", "cache.max_bytes", "[server]", "[ops]", "[log]", "[audit]"];
         assert_eq!(changed_but_fixed(&before, &config(later)), expected);
     }
 

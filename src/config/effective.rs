@@ -6,8 +6,8 @@ use std::time::Duration;
 use toml::{Table, Value};
 
 use super::{
-    Batch, Bind, Config, Layout, ListenerConfig, LogFormat, LogLevel, OnChange, PolicyConfig, ProjectConfig,
-    Reload, SourceConfig, TokenConfig,
+    AuditOutput, Batch, Bind, Config, Layout, ListenerConfig, LogFormat, LogLevel, OnChange, PolicyConfig,
+    ProjectConfig, Reload, SourceConfig, TokenConfig,
 };
 use crate::secret::Unlisted;
 use crate::units::{show_duration, show_size};
@@ -68,6 +68,17 @@ impl Config {
             ("format", Some(format(self.log.format).into())),
             ("level", Some(level(self.log.level).into())),
         ]);
+        let output = match &self.audit.output {
+            AuditOutput::Off => "off".into(),
+            AuditOutput::Stdout => "stdout".into(),
+            AuditOutput::File(path) => file(path),
+        };
+        let audit = table([
+            ("output", Some(output)),
+            ("max_bytes", Some(show_size(self.audit.max_bytes).into())),
+            ("keep", Some(self.audit.keep.into())),
+            ("mode", Some(octal(self.audit.mode))),
+        ]);
         let groups = self.groups.iter().map(|(name, group)| {
             let group = table([
                 ("prefix", text(Some(&group.prefix))),
@@ -100,6 +111,7 @@ impl Config {
             ("project", Value::Array(projects)),
             ("ops", table([("tcp", Some(ops.into()))]).into()),
             ("log", log.into()),
+            ("audit", audit.into()),
             ("groups", Value::Table(groups.collect())),
         ];
         // One document a section keeps the order in which people read them.
@@ -122,8 +134,8 @@ fn listener(listener: &ListenerConfig) -> Table {
     match &listener.bind {
         Bind::Unix { path, mode, directory_mode, owner, group, allow_uids } => table([
             ("unix", Some(file(path))),
-            ("mode", Some(format!("{mode:04o}").into())),
-            ("directory_mode", directory_mode.map(|mode| format!("{mode:04o}").into())),
+            ("mode", Some(octal(*mode))),
+            ("directory_mode", directory_mode.map(octal)),
             ("owner", text(owner.as_deref())),
             ("group", text(group.as_deref())),
             ("allow_uids", (!allow_uids.is_empty()).then(|| ids(allow_uids))),
@@ -180,7 +192,7 @@ fn project(project: &ProjectConfig) -> Table {
         ("dir", Some(file(&project.dir))),
         ("layout", text(Some(layout))),
         ("secrets", Some(Value::Array(secrets.collect()))),
-        ("mode", Some(format!("{:04o}", project.mode).into())),
+        ("mode", Some(octal(project.mode))),
         ("owner", text(project.owner.as_deref())),
         ("group", text(project.group.as_deref())),
         ("together", Some(project.together.into())),
@@ -206,6 +218,10 @@ fn ids(ids: &[u32]) -> Value {
 
 fn time(duration: Duration) -> Value {
     show_duration(duration).into()
+}
+
+fn octal(mode: u32) -> Value {
+    format!("{mode:04o}").into()
 }
 
 /// Paths came out of a TOML string, so nothing is lost.
@@ -293,13 +309,18 @@ mod tests {
             tcp = "off"
             [log]
             level = "warn"
+            [audit]
+            output = "/var/log/smcached/audit.log"
+            max_bytes = "1MiB"
+            keep = 2
+            mode = "0640"
             [groups."a/b"]
             prefix = "x/"
             ttl = "1m30s"
             region = "us-west-2"
             fallback_regions = ["us-east-1"]
         "#;
-        for text in ["", full] {
+        for text in ["", "[audit]\noutput = \"stdout\"", full] {
             let config = Config::parse("t.toml", text).unwrap_or_else(|error| panic!("{error}"));
             let shown = config.to_toml();
             let again =

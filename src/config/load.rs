@@ -7,9 +7,9 @@ use std::time::Duration;
 
 use super::project;
 use super::{
-    AwsConfig, Batch, Bind, CacheConfig, Config, DEFAULT_TOKEN_FILE, GroupConfig, ListenerConfig, LogConfig,
-    LogFormat, LogLevel, OpsConfig, PolicyConfig, ProcessConfig, RefreshConfig, Reload, ServerConfig,
-    SourceConfig, TokenConfig,
+    AuditConfig, AuditOutput, AwsConfig, Batch, Bind, CacheConfig, Config, DEFAULT_TOKEN_FILE, GroupConfig,
+    ListenerConfig, LogConfig, LogFormat, LogLevel, OpsConfig, PolicyConfig, ProcessConfig, RefreshConfig,
+    Reload, ServerConfig, SourceConfig, TokenConfig,
 };
 use crate::document::{Entry, Section, Value};
 use crate::secret::{SecretId, SecretPath, Unlisted, is_region};
@@ -40,6 +40,7 @@ pub(super) fn config(root: &Section<'_>) -> Option<Config> {
     let server = server(&root.section("server"), &default.server);
     let ops = ops(&root.section("ops"), &default.ops);
     let log = log(&root.section("log"), &default.log);
+    let audit = audit(&root.section("audit"), &default.audit);
     let groups = groups(root);
     let sections = root.sections("listener");
     let listeners =
@@ -64,6 +65,7 @@ pub(super) fn config(root: &Section<'_>) -> Option<Config> {
         projects,
         ops,
         log,
+        audit,
         groups,
     })
 }
@@ -122,10 +124,6 @@ fn aws(section: &Section<'_>, default: &AwsConfig) -> AwsConfig {
 fn cache(section: &Section<'_>, default: &CacheConfig) -> CacheConfig {
     let any = |key, default| duration(section, key, Duration::ZERO).unwrap_or(default);
     let some = |key, default| duration(section, key, AT_LEAST_A_MILLISECOND).unwrap_or(default);
-    let size = |value: Value<'_>| {
-        let bytes = value.text().map_or_else(|| value.number(), units::parse_size);
-        bytes.filter(|bytes| *bytes > 0)
-    };
     let preload = |value: Value<'_>| {
         let texts = value.texts()?;
         texts.iter().all(|raw| SecretPath::parse(raw).is_ok()).then_some(texts)
@@ -147,7 +145,7 @@ fn cache(section: &Section<'_>, default: &CacheConfig) -> CacheConfig {
         idle_timeout: any("idle_timeout", default.idle_timeout),
         fetch_timeout: some("fetch_timeout", default.fetch_timeout),
         revalidate_timeout: any("revalidate_timeout", default.revalidate_timeout),
-        max_bytes: section.get("max_bytes", SIZE, size).unwrap_or(default.max_bytes),
+        max_bytes: section.get("max_bytes", SIZE, |value| size(value, 1)).unwrap_or(default.max_bytes),
         preload: section
             .get("preload", "a list of \"<group>/<key>\", as in the URL path", preload)
             .unwrap_or_default(),
@@ -236,6 +234,29 @@ fn log(section: &Section<'_>, default: &LogConfig) -> LogConfig {
     log
 }
 
+fn audit(section: &Section<'_>, default: &AuditConfig) -> AuditConfig {
+    let output = |value: Value<'_>| match value.text()? {
+        "off" => Some(AuditOutput::Off),
+        "stdout" => Some(AuditOutput::Stdout),
+        // A word that is misspelt is not the name of a file.
+        text => {
+            path(value).filter(|path| text.contains('/') && path.file_name().is_some()).map(AuditOutput::File)
+        }
+    };
+    let outputs = "\"off\", \"stdout\" or the path of a file, with a slash in it";
+    let sizes = format!("{SIZE}, at least {}", units::show_size(MIN_AUDIT_FILE));
+    let audit = AuditConfig {
+        output: section.get("output", outputs, output).unwrap_or_else(|| default.output.clone()),
+        max_bytes: section
+            .get("max_bytes", &sizes, |value| size(value, MIN_AUDIT_FILE))
+            .unwrap_or(default.max_bytes),
+        keep: number(section, "keep", 1, 1000).unwrap_or(default.keep),
+        mode: section.get("mode", MODE, mode).unwrap_or(default.mode),
+    };
+    section.refuse_the_rest();
+    audit
+}
+
 fn groups(root: &Section<'_>) -> BTreeMap<String, GroupConfig> {
     let mut groups = BTreeMap::new();
     for (name, section) in root.named_sections("groups") {
@@ -278,8 +299,8 @@ fn groups(root: &Section<'_>) -> BTreeMap<String, GroupConfig> {
 fn listener(section: &Section<'_>) -> Option<ListenerConfig> {
     let unix = section.entry("unix", "the path of a socket, of at most 106 bytes", socket_path);
     let tcp = section.entry("tcp", "an address such as \"127.0.0.1:2773\"", address);
-    let directory_mode = section.entry("directory_mode", "octal permissions such as \"0750\"", mode);
-    let mode = section.entry("mode", "octal permissions such as \"0660\"", mode);
+    let directory_mode = section.entry("directory_mode", MODE, mode);
+    let mode = section.entry("mode", MODE, mode);
     let owner = section.entry("owner", "a user's name or number", word);
     let group = section.entry("group", "a group's name or number", word);
     let allow_uids = section.entry("allow_uids", "a list of user ids", ids);
@@ -402,6 +423,10 @@ fn check_addresses(root: &Section<'_>, listeners: &[ListenerConfig], ops: &OpsCo
 }
 
 const PATTERNS: &str = "a list of patterns such as \"team-a/*\"";
+/// The smallest file that the audit trail is cut into: less would be moved away all the time.
+const MIN_AUDIT_FILE: u64 = 64 << 10;
+
+const MODE: &str = "octal permissions such as \"0660\"";
 const AT_LEAST_A_MILLISECOND: Duration = Duration::from_millis(1);
 const REGION: &str = "a region such as \"us-west-2\"";
 const URL: &str = "a URL such as \"https://vpce-1234.secretsmanager.us-west-2.vpce.amazonaws.com\"";
@@ -432,6 +457,11 @@ fn patterns(value: Value<'_>) -> Option<Vec<String>> {
     let is_visible =
         |pattern: &String| !pattern.is_empty() && pattern.bytes().all(|byte| byte.is_ascii_graphic());
     value.texts().filter(|patterns| !patterns.is_empty() && patterns.iter().all(is_visible))
+}
+
+fn size(value: Value<'_>, least: u64) -> Option<u64> {
+    let bytes = value.text().map_or_else(|| value.number(), units::parse_size);
+    bytes.filter(|bytes| *bytes >= least)
 }
 
 pub(super) fn word(value: Value<'_>) -> Option<String> {
@@ -519,6 +549,8 @@ mod tests {
             [log]
             format = "text"
             level = "debug"
+            [audit]
+            output = "stdout"
             [groups.team-a]
             prefix = "prod/team-a/"
             region = "us-east-1"
@@ -529,6 +561,7 @@ mod tests {
         assert_eq!(config.cache.ttl, Duration::from_mins(1));
         assert_eq!(config.cache.unlisted_groups, Unlisted::Deny);
         assert_eq!(config.ops.tcp, None);
+        assert_eq!(config.audit.output, AuditOutput::Stdout);
         assert_eq!(config.groups["team-a"].prefix, "prod/team-a/");
         let Bind::Unix { mode, ref group, ref allow_uids, .. } = config.listeners[0].bind else { panic!() };
         assert_eq!((mode, group.as_deref(), &allow_uids[..]), (0o660, Some("flyte"), &[1000][..]));
@@ -584,6 +617,19 @@ mod tests {
             ("[groups.a]\nprefix = \"a b\"", "groups.a.prefix"),
             ("[groups.a]\nttl = \"x\"", "groups.a.ttl"),
             ("[log]\nlevel = \"loud\"", "log.level"),
+            (
+                "[audit]\noutput = \"stdot\"",
+                "audit.output: got \"stdot\"; accepted: \"off\", \"stdout\" or the path",
+            ),
+            ("[audit]\noutput = \"/\"", "audit.output"),
+            ("[audit]\noutput = true", "audit.output"),
+            (
+                "[audit]\nmax_bytes = \"63KiB\"",
+                "accepted: a size such as \"64MiB\", \"512KiB\" or \"1GB\", at least 64KiB",
+            ),
+            ("[audit]\nkeep = 0", "accepted: a number from 1 to 1000"),
+            ("[audit]\nmode = 600", "audit.mode: got 600; accepted: octal permissions"),
+            ("[audit]\nfile = \"/x\"", "audit.file: unknown key"),
             ("[reloading]\n", "reloading: unknown key"),
             ("reload = \"never\"", "accepted: \"signal\" or \"watch\""),
             ("[cache]\npreload_tags = [\"=x\"]", "cache.preload_tags"),

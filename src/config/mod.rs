@@ -56,6 +56,8 @@ pub struct Config {
     pub ops: OpsConfig,
     /// `[log]`
     pub log: LogConfig,
+    /// `[audit]`
+    pub audit: AuditConfig,
     /// `[groups.<name>]`
     pub groups: BTreeMap<String, GroupConfig>,
 }
@@ -300,6 +302,30 @@ pub enum LogLevel {
     Trace,
 }
 
+/// The audit trail.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct AuditConfig {
+    /// Where it goes.
+    pub output: AuditOutput,
+    /// A file is moved away before it would grow larger.
+    pub max_bytes: u64,
+    /// How many files that were moved away are kept.
+    pub keep: u32,
+    /// The permission bits of a file that is made.
+    pub mode: u32,
+}
+
+/// Where the audit trail goes.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum AuditOutput {
+    /// There is none.
+    Off,
+    /// Standard output.
+    Stdout,
+    /// A file.
+    File(PathBuf),
+}
+
 /// A group that callers may name.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct GroupConfig {
@@ -403,6 +429,7 @@ impl Default for Config {
             projects: Vec::new(),
             ops: OpsConfig { tcp: Some(SocketAddr::from(([127, 0, 0, 1], 9273))) },
             log: LogConfig { format: LogFormat::Json, level: LogLevel::Info },
+            audit: AuditConfig { output: AuditOutput::Off, max_bytes: 100 << 20, keep: 5, mode: 0o600 },
             groups: BTreeMap::new(),
         }
     }
@@ -498,7 +525,7 @@ mod tests {
                        [groups.x]\n";
         let sections = [
             "process", "source", "aws", "cache", "refresh", "server", "listener", "policy", "project", "ops",
-            "log", "groups",
+            "log", "audit", "groups",
         ];
         let known: std::collections::BTreeSet<String> = Document::known_keys(example, load::config)
             .into_iter()
