@@ -42,9 +42,11 @@ impl TrailFile {
         Ok(trail)
     }
 
-    /// Lets go of the file; the next write opens the one that is there then, or a new one.
-    pub(super) fn close(&mut self) {
+    /// Lets go of the file, and opens the one that is there now, or a new one. If it cannot, the next write tries
+    /// again.
+    pub(super) fn reopen(&mut self) -> io::Result<()> {
         self.file = None;
+        self.opened()
     }
 
     /// Appends lines. Says how many bytes were written, and what kept it from writing all.

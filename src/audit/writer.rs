@@ -1,7 +1,7 @@
 //! The thread that renders and writes. It alone waits for the output; nothing that goes wrong there reaches a reader.
 
 use std::fmt;
-use std::io::Write;
+use std::io::{self, Write};
 use std::mem;
 use std::time::{Duration, SystemTime};
 
@@ -202,11 +202,15 @@ impl Writer {
         if are_events {
             self.lose(&left[cut..]);
         }
+        self.complain(&error);
+        false
+    }
+
+    fn complain(&mut self, error: &io::Error) {
         if self.failing.is_due() {
             self.is_failing = true;
             tracing::error!(%error, "the audit trail cannot be written; its events are lost until it can");
         }
-        false
     }
 
     /// These lines are given up.
@@ -217,8 +221,11 @@ impl Writer {
 
     pub(super) fn reopen(&mut self) {
         if let Sink::File(file) = &mut self.sink {
-            file.close();
+            let outcome = file.reopen();
             self.give_up_rest();
+            if let Err(error) = outcome {
+                self.complain(&error);
+            }
         }
     }
 
