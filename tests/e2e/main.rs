@@ -7,6 +7,7 @@ mod support;
 
 mod access;
 mod agent;
+mod audit;
 mod clients;
 mod commands;
 mod contract;

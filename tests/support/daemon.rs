@@ -1,9 +1,11 @@
 //! The built binary, run as an operator would, in a directory and on ports of its own.
 
 use std::fs::{self, File, Permissions};
+use std::io::PipeWriter;
 use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Output, Stdio};
+use std::sync::Arc;
 use std::time::Duration;
 
 use tempfile::TempDir;
@@ -38,6 +40,8 @@ pub struct Setup {
     /// Keys of the TCP listener in the place of its token file.
     tcp: Option<String>,
     environment: Vec<(String, String)>,
+    /// Where its standard output goes; else nowhere.
+    stdout: Option<Arc<PipeWriter>>,
     /// Names and contents of files in the daemon's directory.
     files: Vec<(String, String)>,
 }
@@ -127,6 +131,12 @@ impl Setup {
         self
     }
 
+    /// A pipe for its standard output.
+    pub fn stdout(mut self, pipe: PipeWriter) -> Self {
+        self.stdout = Some(Arc::new(pipe));
+        self
+    }
+
     /// An environment variable.
     pub fn env(mut self, name: &str, value: &str) -> Self {
         self.environment.retain(|(known, _)| known != name);
@@ -179,7 +189,7 @@ impl Setup {
             .args(&words[1..])
             .args(["serve", "--config", "smcached.toml"])
             .envs(self.environment)
-            .stdout(Stdio::null())
+            .stdout(self.stdout.map_or_else(Stdio::null, |pipe| pipe.try_clone().unwrap().into()))
             .stderr(File::create(path("log")).unwrap());
         let process = command.spawn().unwrap();
         Daemon { process, tcp_port, ops_port, directory: Some(directory) }
