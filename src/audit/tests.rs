@@ -8,10 +8,11 @@ use std::time::{Duration, SystemTime};
 
 use proptest::prelude::*;
 use serde_json::Value;
+use tokio::time::advance;
 
 use super::file::{FileOptions, TrailFile};
 use super::queue::{Entry, Queue};
-use super::writer::{Sink, Writer};
+use super::writer::{Pace, Sink, Writer};
 use super::{Audit, Event, Output, line};
 use crate::metrics::Metrics;
 
@@ -460,20 +461,34 @@ fn a_line_that_was_cut_is_ended_in_the_same_file() {
 #[test]
 fn where_a_file_cannot_be_moved_away_it_grows_and_nothing_is_lost() {
     let folder = tempfile::tempdir().unwrap();
-    let options = options(folder.path(), 8, 3);
-    // A directory with something in it cannot be replaced by a file.
-    fs::create_dir_all(folder.path().join("audit.log.2/x")).unwrap();
+    let options = options(folder.path(), 8, 2);
+    // A directory with something in it cannot be replaced.
     fs::write(folder.path().join("audit.log.1"), "0..\n").unwrap();
-    fs::create_dir_all(folder.path().join("audit.log.3/x")).unwrap();
+    fs::create_dir_all(folder.path().join("audit.log.2/x")).unwrap();
     let mut file = TrailFile::open(options.clone()).unwrap();
-    fs::write(folder.path().join("audit.log.3/file"), "").unwrap();
     for line in [b"1..\n", b"2..\n", b"3..\n", b"4..\n"] {
         file.write(line).1.unwrap();
     }
-    let written: String = generations(&options.path).concat();
-    for line in ["0..", "1..", "2..", "3..", "4.."] {
-        assert!(written.contains(line), "{written}");
-    }
+    assert_eq!(generations(&options.path), ["1..\n2..\n3..\n4..\n", "0..\n"]);
+}
+
+#[test]
+fn older_files_move_on_only_to_make_room() {
+    let folder = tempfile::tempdir().unwrap();
+    let options = options(folder.path(), 4, 3);
+    fs::write(folder.path().join("audit.log.2"), "0..\n").unwrap();
+    TrailFile::open(options.clone()).unwrap().write(b"1..\n2..\n").1.unwrap();
+    assert_eq!(generations(&options.path), ["2..\n", "1..\n", "0..\n"]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_lasts_is_said_once_a_minute() {
+    let mut pace = Pace::default();
+    assert_eq!((pace.is_due(), pace.is_due()), (true, false));
+    advance(Duration::from_secs(59)).await;
+    assert!(!pace.is_due());
+    advance(Duration::from_secs(1)).await;
+    assert_eq!((pace.is_due(), pace.is_due()), (true, false));
 }
 
 #[tokio::test]
