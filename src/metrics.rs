@@ -150,6 +150,11 @@ pub struct RouteMetrics {
 }
 
 impl RouteMetrics {
+    /// The route, as the label says it.
+    pub fn name(&self) -> &'static str {
+        self.route
+    }
+
     /// A request was answered with `status` after `elapsed`.
     pub fn answered(&self, status: u16, elapsed: Duration) {
         if status == 200 {

@@ -25,7 +25,7 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("access", &["atomic_file", "file_watch", "folder", "secret"]),
     ("net", &["folder", "lifecycle"]),
     ("projection", &["atomic_file", "cache", "folder", "metrics", "net", "secret", "source"]),
-    ("server", &["access", "cache", "lifecycle", "metrics", "net", "secret", "source", "units"]),
+    ("server", &["access", "audit", "cache", "lifecycle", "metrics", "net", "secret", "source", "units"]),
     ("ops", &["cache", "lifecycle", "metrics", "net"]),
     (
         "app",
@@ -66,6 +66,7 @@ const ARROWS: &[(&str, &[&str])] = &[
         "fuzzing",
         &[
             "access",
+            "audit",
             "cache",
             "cli",
             "config",

@@ -155,7 +155,8 @@ pub async fn run(config: Config, path: Option<PathBuf>, environment: &Environmen
         let service = OpsService::new(metrics.clone(), readiness.clone(), cache.view(), listener.label());
         Open { drain: &ops_drain, ..open }.serve(listener, service, &mut tasks);
     }
-    let shared = Arc::new(Shared::new(cache.clone(), resolver, readiness.clone(), region.clone()));
+    let shared =
+        Arc::new(Shared::new(cache.clone(), resolver, readiness.clone(), region.clone(), audit.clone()));
     let mut rules = Vec::new();
     for listener in &config.listeners {
         let its_rules = parts::rules(&config, listener, region.as_deref(), None)?;

@@ -362,7 +362,7 @@ impl Cache {
         let version_id = key.selector.id().filter(|_| !demand.no_cache)?;
         let slot = self.shared.store.find(&key.current())?;
         let held = slot.held()?;
-        let is_it = held.version.version_id == version_id
+        let is_it = *held.version.version_id == *version_id
             && key
                 .selector
                 .stage()

@@ -18,6 +18,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::runtime::Runtime;
 
 use crate::access::{Gate, Patterns, Policy, TokenFile};
+use crate::audit::Audit;
 use crate::cache::{Cache, CacheOptions, CallOptions, Lifetimes, Policies, Settings};
 use crate::lifecycle::Readiness;
 use crate::metrics::Metrics;
@@ -271,7 +272,13 @@ fn shared(permitted: &str, forbidden: &str) -> Shared {
     let readiness = Readiness::default();
     // So that nobody waits for a change that never comes.
     readiness.start_draining();
-    Shared::new(Cache::new(source, settings, metrics), resolver, readiness, Some("us-east-1".to_owned()))
+    Shared::new(
+        Cache::new(source, settings, metrics),
+        resolver,
+        readiness,
+        Some("us-east-1".to_owned()),
+        Audit::off(),
+    )
 }
 
 fn secrets(prefix: &str, value: &str) -> String {

@@ -428,7 +428,7 @@ impl Keeper {
 
 /// Waits for other versions of a secret and tells of them, for as long as somebody listens.
 async fn watch(cache: Cache, key: SecretKey, index: usize, telling: mpsc::Sender<News>) {
-    let mut known: Option<String> = None;
+    let mut known: Option<Arc<str>> = None;
     let mut pause = FIRST_PAUSE;
     loop {
         let is_known = |id: &str| known.as_deref() == Some(id);

@@ -95,7 +95,8 @@ impl SecretDescription {
     /// What versions of one secret tell of it; `None` where there are none.
     pub fn of_versions(versions: &[&SecretVersion]) -> Option<Self> {
         let first = versions.first()?;
-        let stages = |version: &&SecretVersion| (version.version_id.clone(), version.version_stages.clone());
+        let stages =
+            |version: &&SecretVersion| (version.version_id.to_string(), version.version_stages.clone());
         Some(Self {
             arn: first.arn.clone(),
             name: first.name.clone(),
@@ -111,7 +112,7 @@ impl SecretDescription {
         SecretVersion {
             arn: self.arn,
             name: self.name,
-            version_id: String::new(),
+            version_id: "".into(),
             version_stages: Vec::new(),
             created_date: None,
             value: SecretValue::text(text),

@@ -107,6 +107,11 @@ impl SecretId {
         &self.text
     }
 
+    /// The same, shared.
+    pub fn to_shared(&self) -> Arc<str> {
+        Arc::clone(&self.text)
+    }
+
     /// Whether the id is an ARN, complete or not.
     pub fn is_arn(&self) -> bool {
         self.name_at > 0

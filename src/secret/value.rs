@@ -1,6 +1,7 @@
 //! The secret itself. Wiped when its last holder lets go, and unprintable.
 
 use std::fmt;
+use std::sync::Arc;
 use std::time::SystemTime;
 
 use bytes::Bytes;
@@ -67,7 +68,7 @@ pub struct SecretVersion {
     /// The friendly name.
     pub name: String,
     /// The unique id of this version.
-    pub version_id: String,
+    pub version_id: Arc<str>,
     /// The staging labels attached to it.
     pub version_stages: Vec<String>,
     /// When this version was created.
@@ -80,7 +81,7 @@ impl SecretVersion {
     /// Whether this is an answer to the question for `id` in the version that `selector` means. An
     /// upstream that mixes answers up must not make one caller read another's secret.
     pub fn answers(&self, id: &SecretId, selector: &VersionSelector) -> bool {
-        id.is_answered_by(&self.arn, &self.name) && selector.id().is_none_or(|id| id == self.version_id)
+        id.is_answered_by(&self.arn, &self.name) && selector.id().is_none_or(|id| *id == *self.version_id)
     }
 
     /// The bytes of memory that holding this version takes, roughly.
@@ -106,7 +107,7 @@ mod tests {
         let version = SecretVersion {
             arn: "arn:aws:secretsmanager:us-west-2:123456789012:secret:db-AbCdEf".to_owned(),
             name: "db".to_owned(),
-            version_id: "v1".to_owned(),
+            version_id: "v1".into(),
             version_stages: vec!["AWSCURRENT".to_owned()],
             created_date: None,
             value,

@@ -29,9 +29,10 @@ use self::guards::Guards;
 use self::headers::HitHeaders;
 use self::problem::Problem;
 use self::router::Route;
-use self::visit::Visit;
 pub use self::visit::Visitor;
+use self::visit::{Notes, Visit};
 use crate::access::Gate;
+use crate::audit::{Audit, Event};
 use crate::cache::Cache;
 use crate::lifecycle::Readiness;
 use crate::metrics::{HttpMetrics, RouteMetrics};
@@ -48,6 +49,7 @@ pub struct Shared {
     /// The daemon's own region, where it is known.
     default_region: Option<String>,
     listeners: AtomicU32,
+    audit: Audit,
 }
 
 impl Shared {
@@ -57,6 +59,7 @@ impl Shared {
         resolver: Arc<Resolver>,
         readiness: Readiness,
         default_region: Option<String>,
+        audit: Audit,
     ) -> Self {
         let hit_headers = HitHeaders::default();
         Self {
@@ -66,6 +69,7 @@ impl Shared {
             hit_headers,
             default_region,
             listeners: AtomicU32::new(0),
+            audit,
         }
     }
 
@@ -100,7 +104,7 @@ impl Rules {
 pub struct SecretService {
     shared: Arc<Shared>,
     rules: Arc<ArcSwap<Rules>>,
-    label: String,
+    label: Arc<str>,
     /// Its number among the listeners.
     number: u32,
     /// Room for readers that wait for a change.
@@ -134,7 +138,7 @@ impl SecretService {
             unmatched: http.route(&label, "unmatched"),
             shared,
             rules,
-            label,
+            label: label.into(),
             http,
         }
     }
@@ -158,10 +162,15 @@ impl SecretService {
         Ok(rules)
     }
 
-    async fn answer(&self, request: Request<Incoming>, visitor: &Visitor) -> Result<Response<Body>, Problem> {
+    async fn answer(
+        &self,
+        request: Request<Incoming>,
+        visitor: &Visitor,
+        notes: &Notes,
+    ) -> Result<Response<Body>, Problem> {
         let route = Route::of(request.method(), request.uri().path());
         let rules = self.enter(&request, route, visitor)?;
-        let visit = Visit::new(&self.shared, &rules.gate, visitor);
+        let visit = Visit::new(&self.shared, &rules.gate, visitor, notes);
         match route {
             Route::Secret(raw) => native::read(&visit, &request, raw, &self.waiting).await,
             Route::AgentQuery => agent::read(&visit, &request, None).await,
@@ -181,6 +190,26 @@ impl SecretService {
             Route::Sdk => &self.sdk,
             Route::Ping | Route::Health => &self.health,
             Route::Unmatched => &self.unmatched,
+        }
+    }
+
+    /// A line of the audit trail for each secret that a request was about, and one for a request that came to none.
+    fn report(&self, event: Event, notes: Notes, refusal: Option<&'static str>) {
+        let mut notes = notes.into_inner();
+        match (refusal, notes.last_mut()) {
+            (Some(code), None) => self.shared.audit.record(Event { outcome: code, ..event.clone() }),
+            // It was read, and then there was no such field.
+            (Some(code), Some(note)) => note.outcome = code,
+            (None, _) => {}
+        }
+        for note in notes {
+            self.shared.audit.record(Event {
+                secret_id: Some(note.secret_id),
+                version_id: note.version_id,
+                outcome: note.outcome,
+                age: note.age,
+                ..event.clone()
+            });
         }
     }
 
@@ -205,21 +234,35 @@ impl Service for SecretService {
         let start = Instant::now();
         let route = Route::of(request.method(), request.uri().path());
         let (metrics, dialect) = (self.metrics_of(route, request.uri().query()), route.dialect());
-        let mut response = self.answer(request, visitor).await.unwrap_or_else(|problem| {
-            if let Some(reason) = problem.rejection() {
-                self.http.rejected(&self.label, reason);
-            }
-            problem.into_response(dialect)
-        });
-        if dialect == Dialect::Aws {
-            sdk::note_request_id(&mut response);
+        // What the audit trail says of the request, while that is still to be seen.
+        let is_audited = !route.is_health() && self.shared.audit.is_on();
+        let event = is_audited.then(|| visitor.event(&self.label, request.headers()));
+        let is_read = !matches!(route, Route::Unmatched);
+        let notes = Notes::default();
+        let answer = self.answer(request, visitor, &notes).await;
+        let refusal = answer.as_ref().err().map(|problem| (problem.code(), problem.rejection()));
+        if let Some((_, Some(reason))) = refusal {
+            self.http.rejected(&self.label, reason);
+        }
+        let mut response = answer.unwrap_or_else(|problem| problem.into_response(dialect));
+        let request_id = (dialect == Dialect::Aws).then(|| sdk::note_request_id(&mut response));
+        if let Some(event) = event
+            && (is_read || refusal.is_some_and(|(_, rejection)| rejection.is_some()))
+        {
+            let event = Event {
+                surface: metrics.name(),
+                status: response.status().as_u16(),
+                request_id: request_id.map(Into::into).or(event.request_id),
+                ..event
+            };
+            self.report(event, notes, refusal.map(|(code, _)| code));
         }
         metrics.answered(response.status().as_u16(), start.elapsed());
         response
     }
 
     fn panicked(&self) -> Response<Body> {
-        tracing::error!(listener = self.label, "a request handler panicked; this is a defect of smcached");
+        tracing::error!(listener = &*self.label, "a request handler panicked; this is a defect of smcached");
         Problem::internal().into_response(Dialect::Native)
     }
 }

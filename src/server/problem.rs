@@ -191,7 +191,7 @@ impl Problem {
         self.status
     }
 
-    #[cfg(test)]
+    /// What programs know it by.
     pub(super) fn code(&self) -> &'static str {
         self.code
     }

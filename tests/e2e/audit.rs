@@ -60,7 +60,6 @@ async fn read_many(address: &Address, count: usize) {
 }
 
 #[tokio::test]
-#[ignore = "the server does not report yet"]
 async fn a_read_leaves_a_line_that_says_who_read_what() {
     let daemon = with_trail().start().await;
     assert_eq!(daemon.get_with("/secret/a/b", &[("X-Request-Id", "r-1")]).await.status, 200);
@@ -103,7 +102,6 @@ async fn a_read_leaves_a_line_that_says_who_read_what() {
 }
 
 #[tokio::test]
-#[ignore = "the server does not report yet"]
 async fn a_refusal_leaves_a_line_that_says_why() {
     let daemon = with_trail().unix("allow_secrets = [\"a/*\"]").start().await;
     let id = format!("r\t{}", "x".repeat(1000));
@@ -141,7 +139,6 @@ async fn a_refusal_leaves_a_line_that_says_why() {
 }
 
 #[tokio::test]
-#[ignore = "the server does not report yet"]
 async fn a_batch_leaves_a_line_for_each_id() {
     let aws = FakeAws::start();
     aws.put("a/b", "hunter2");
@@ -166,7 +163,6 @@ async fn a_batch_leaves_a_line_for_each_id() {
 }
 
 #[tokio::test]
-#[ignore = "the server does not report yet"]
 async fn of_a_hundred_thousand_reads_each_is_in_the_trail_or_counted_as_missing() {
     let daemon = with_trail().quiet().start().await;
     let address = daemon.unix();
@@ -197,7 +193,6 @@ async fn of_a_hundred_thousand_reads_each_is_in_the_trail_or_counted_as_missing(
 }
 
 #[tokio::test]
-#[ignore = "the server does not report yet"]
 async fn standard_output_that_nobody_reads_slows_no_reader_down_and_ends_with_the_daemon() {
     let (reader, pipe) = io::pipe().unwrap();
     let plain = Setup::with_file(SECRETS).quiet().start().await;
@@ -222,7 +217,6 @@ async fn standard_output_that_nobody_reads_slows_no_reader_down_and_ends_with_th
 }
 
 #[tokio::test]
-#[ignore = "the server does not report yet"]
 async fn standard_output_has_the_trail_and_nothing_else() {
     let (mut reader, pipe) = io::pipe().unwrap();
     let daemon = Setup::with_file(SECRETS).section("[audit]\noutput = \"stdout\"").stdout(pipe).start().await;
@@ -236,7 +230,6 @@ async fn standard_output_has_the_trail_and_nothing_else() {
 }
 
 #[tokio::test]
-#[ignore = "the server does not report yet"]
 async fn after_sighup_the_trail_goes_on_in_a_new_file() {
     let daemon = with_trail().start().await;
     daemon.get("/secret/a/b").await;

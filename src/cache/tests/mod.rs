@@ -78,7 +78,7 @@ impl Scripted {
         Ok(SecretVersion {
             arn: format!("{}{name}-AbCdEf", ARN.replace("us-west-2", region)),
             name: name.to_owned(),
-            version_id: format!("v{version}"),
+            version_id: format!("v{version}").into(),
             version_stages: vec!["AWSCURRENT".to_owned()],
             created_date: Some(SystemTime::UNIX_EPOCH + SECOND * version),
             value: SecretValue::text(format!("{name} {version}{padding}")),

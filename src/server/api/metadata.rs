@@ -122,7 +122,7 @@ mod tests {
         SecretVersion {
             arn: "arn:aws:secretsmanager:us-west-2:123456789012:secret:db-AbCdEf".to_owned(),
             name: "db".to_owned(),
-            version_id: "v1".to_owned(),
+            version_id: "v1".into(),
             version_stages: vec!["AWSCURRENT".to_owned()],
             created_date: Some(SystemTime::UNIX_EPOCH + Duration::from_millis(1_523_477_145_713)),
             value,

@@ -44,12 +44,13 @@ const BODY_TIMEOUT: Duration = Duration::from_secs(10);
 /// The most ids of one batch, as in AWS.
 const MAX_BATCH: usize = 20;
 
-/// Gives an answer, be it an error, an id, as all of AWS's have.
-pub(in crate::server) fn note_request_id(response: &mut Response<Body>) {
+/// Gives an answer, be it an error, an id, as all of AWS's have; returns it.
+pub(in crate::server) fn note_request_id(response: &mut Response<Body>) -> String {
     let (high, low) = (fastrand::u64(..), fastrand::u64(..));
     let hex = format!("{high:016x}{low:016x}");
     let id = format!("{}-{}-4{}-a{}-{}", &hex[..8], &hex[8..12], &hex[13..16], &hex[17..20], &hex[20..]);
     response.headers_mut().insert(REQUEST_ID, rendered(&id));
+    id
 }
 
 /// Answers one request.
@@ -179,10 +180,13 @@ impl Api<'_> {
         let current = self.key(input.secret_id.as_deref(), VersionSelector::current())?;
         let (cache, description) = (&self.visit.shared.cache, &current.description());
         let read = |demand: Demand| async move { cache.read(description, &demand).await };
-        match self.visit.try_read_by(description, Demand::default(), read).await? {
+        let described = self.visit.try_read_by(description, Demand::default(), read).await;
+        match described? {
             Ok(answer) => {
                 let body = answer.held.version.value.expose().clone();
-                Ok(self.response(body, Some(&answer)))
+                let response = self.response(body, Some(&answer));
+                self.visit.note(&current, &Ok(answer));
+                Ok(response)
             }
             Err(ReadError::Source { error: SourceError::AccessDenied, .. }) => {
                 let answer = self.visit.read(&current, Demand::default()).await?;

@@ -163,7 +163,7 @@ fn version_of(
     Ok(SecretVersion {
         arn,
         name,
-        version_id,
+        version_id: version_id.into(),
         version_stages: version_stages.unwrap_or_default(),
         created_date: created_date.and_then(|date| SystemTime::try_from(date).ok()),
         value,

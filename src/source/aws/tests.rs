@@ -68,7 +68,7 @@ async fn an_answer_becomes_a_version() {
     let (source, _) = scripted(&[(200, &success())]);
     let version = fetch(&source).await.unwrap();
     assert_eq!(version.arn, format!("{ARN}db-AbCdEf"));
-    assert_eq!((version.name.as_str(), version.version_id.as_str()), ("db", "v1"));
+    assert_eq!((version.name.as_str(), &*version.version_id), ("db", "v1"));
     assert_eq!(version.version_stages, ["AWSCURRENT"]);
     assert_eq!(&version.value.expose()[..], b"hunter2");
     assert!(version.value.is_text() && version.created_date.is_some());

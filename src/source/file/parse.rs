@@ -46,7 +46,7 @@ impl Snapshot {
     pub(super) fn find(&self, id: &SecretId, selector: &VersionSelector) -> Option<&SecretVersion> {
         let versions = &self.secrets[*self.ids.get(id.as_str())?];
         versions.iter().find(|version| {
-            selector.id().is_none_or(|id| version.version_id == id)
+            selector.id().is_none_or(|id| *version.version_id == *id)
                 && selector.stage().is_none_or(|stage| version.version_stages.iter().any(|has| has == stage))
         })
     }
@@ -153,7 +153,8 @@ fn secret(section: &Section<'_>, version_ids: &VersionIds) -> Option<Vec<SecretV
     for (value, id, stages) in versions {
         let version_id = id.unwrap_or_else(|| version_ids.of(&name, &value));
         let is_taken = |known: &SecretVersion| {
-            known.version_id == version_id || known.version_stages.iter().any(|stage| stages.contains(stage))
+            *known.version_id == *version_id
+                || known.version_stages.iter().any(|stage| stages.contains(stage))
         };
         if seen.iter().any(is_taken) {
             section.complain("two of its versions have the same id or stage");
@@ -162,7 +163,7 @@ fn secret(section: &Section<'_>, version_ids: &VersionIds) -> Option<Vec<SecretV
         seen.push(SecretVersion {
             arn: arn.clone(),
             name: name.clone(),
-            version_id,
+            version_id: version_id.into(),
             version_stages: stages,
             created_date: None,
             value,
