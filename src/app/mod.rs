@@ -119,7 +119,7 @@ pub async fn run(config: Config, path: Option<PathBuf>, environment: &Environmen
     let starting = readiness.block("listeners");
     let metrics = Metrics::new();
     metrics.config.loaded();
-    let audit = parts::audit(&config, &metrics)?;
+    let audit = parts::audit(&config, identity.as_ref(), &metrics)?;
 
     let source = parts::source(&config, environment, &mut tasks)?;
     let resolver = Arc::new(parts::resolver(&config));

@@ -10,6 +10,7 @@ use crate::config::{
     AuditOutput, Batch, Bind, Config, Environment, ListenerConfig, OnChange, PolicyConfig, ProjectConfig,
     ProjectedSecret, SourceConfig, TokenConfig,
 };
+use crate::hardening::Identity;
 use crate::lifecycle::Supervisor;
 use crate::metrics::Metrics;
 use crate::net::Ownership;
@@ -52,8 +53,12 @@ pub(super) fn source(
     }
 }
 
-/// The audit trail, if there is to be one.
-pub(super) fn audit(config: &Config, metrics: &Metrics) -> Result<Audit, AuditError> {
+/// The audit trail, if there is to be one. Its file is for the user as whom the daemon goes on.
+pub(super) fn audit(
+    config: &Config,
+    identity: Option<&Identity>,
+    metrics: &Metrics,
+) -> Result<Audit, AuditError> {
     let audit = &config.audit;
     let output = match &audit.output {
         AuditOutput::Off => return Ok(Audit::off()),
@@ -63,6 +68,7 @@ pub(super) fn audit(config: &Config, metrics: &Metrics) -> Result<Audit, AuditEr
             max_bytes: audit.max_bytes,
             keep: audit.keep,
             mode: audit.mode,
+            owner: identity.map(Identity::uid),
         }),
     };
     Audit::start(output, metrics.audit.clone())

@@ -3,7 +3,7 @@
 
 use std::fs::{self, File, OpenOptions, Permissions};
 use std::io::{self, Write};
-use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
+use std::os::unix::fs::{OpenOptionsExt, PermissionsExt, fchown};
 use std::path::{Path, PathBuf};
 
 use nix::fcntl::OFlag;
@@ -21,6 +21,8 @@ pub struct FileOptions {
     pub keep: u32,
     /// Its permissions when it is made.
     pub mode: u32,
+    /// The user whose it is when it is made; else whoever makes it.
+    pub owner: Option<u32>,
 }
 
 #[derive(Debug)]
@@ -139,6 +141,9 @@ fn open(options: &FileOptions) -> io::Result<File> {
             let file = how.create_new(true).mode(0o600).open(&options.path)?;
             // Whatever the umask is.
             file.set_permissions(Permissions::from_mode(options.mode))?;
+            if options.owner.is_some() {
+                fchown(&file, options.owner, None)?;
+            }
             file
         }
         other => other?,

@@ -379,7 +379,7 @@ async fn a_closed_pipe_is_counted_and_ends_nothing() {
 }
 
 fn options(folder: &Path, max_bytes: u64, keep: u32) -> FileOptions {
-    FileOptions { path: folder.join("audit.log"), max_bytes, keep, mode: 0o640 }
+    FileOptions { path: folder.join("audit.log"), max_bytes, keep, mode: 0o640, owner: None }
 }
 
 /// A file and its numbered predecessors, as far as they are there.

@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::fs;
 use std::io::{self, Read};
-use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::os::unix::fs::{MetadataExt, PermissionsExt, chown};
 use std::path::Path;
 use std::time::Duration;
 
@@ -267,4 +267,22 @@ async fn a_trail_that_cannot_be_opened_refuses_the_start() {
         "{}",
         daemon.log()
     );
+}
+
+#[tokio::test]
+async fn the_file_is_for_the_user_as_whom_the_daemon_goes_on() {
+    let own = fs::metadata("/proc/self").unwrap();
+    // Only root can become somebody else.
+    let (user, group) = if own.uid() == 0 { (65534, 65534) } else { (own.uid(), own.gid()) };
+    let directory = tempfile::tempdir().unwrap();
+    chown(directory.path(), Some(user), None).unwrap();
+    let process = format!("[process]\nuser = \"{user}\"\ngroup = \"{group}\"");
+    let daemon = with_trail().section(&process).launch_in(directory);
+    daemon.wait_ready().await;
+    let path = daemon.path("audit.log");
+    let owner = || fs::metadata(&path).map(|file| file.uid()).ok();
+    assert_eq!(owner(), Some(user));
+    fs::remove_file(&path).unwrap();
+    daemon.signal("HUP");
+    eventually("a new file", PATIENCE, async || owner() == Some(user)).await;
 }
