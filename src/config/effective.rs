@@ -6,8 +6,8 @@ use std::time::Duration;
 use toml::{Table, Value};
 
 use super::{
-    AuditOutput, Batch, Bind, Config, Layout, ListenerConfig, LogFormat, LogLevel, OnChange, PolicyConfig,
-    ProjectConfig, Reload, SourceConfig, TokenConfig,
+    AuditConfig, AuditOutput, Batch, Bind, Config, Layout, ListenerConfig, LogFormat, LogLevel, OnChange,
+    PolicyConfig, ProjectConfig, Reload, SourceConfig, TokenConfig,
 };
 use crate::secret::Unlisted;
 use crate::units::{show_duration, show_size};
@@ -68,17 +68,6 @@ impl Config {
             ("format", Some(format(self.log.format).into())),
             ("level", Some(level(self.log.level).into())),
         ]);
-        let output = match &self.audit.output {
-            AuditOutput::Off => "off".into(),
-            AuditOutput::Stdout => "stdout".into(),
-            AuditOutput::File(path) => file(path),
-        };
-        let audit = table([
-            ("output", Some(output)),
-            ("max_bytes", Some(show_size(self.audit.max_bytes).into())),
-            ("keep", Some(self.audit.keep.into())),
-            ("mode", Some(octal(self.audit.mode))),
-        ]);
         let groups = self.groups.iter().map(|(name, group)| {
             let group = table([
                 ("prefix", text(Some(&group.prefix))),
@@ -111,7 +100,7 @@ impl Config {
             ("project", Value::Array(projects)),
             ("ops", table([("tcp", Some(ops.into()))]).into()),
             ("log", log.into()),
-            ("audit", audit.into()),
+            ("audit", audit(&self.audit).into()),
             ("groups", Value::Table(groups.collect())),
         ];
         // One document a section keeps the order in which people read them.
@@ -125,6 +114,20 @@ impl Config {
             .collect::<Vec<_>>()
             .join("\n")
     }
+}
+
+fn audit(audit: &AuditConfig) -> Table {
+    let output = match &audit.output {
+        AuditOutput::Off => "off".into(),
+        AuditOutput::Stdout => "stdout".into(),
+        AuditOutput::File(path) => file(path),
+    };
+    table([
+        ("output", Some(output)),
+        ("max_bytes", Some(show_size(audit.max_bytes).into())),
+        ("keep", Some(audit.keep.into())),
+        ("mode", Some(octal(audit.mode))),
+    ])
 }
 
 fn listener(listener: &ListenerConfig) -> Table {
