@@ -15,7 +15,7 @@ use nix::fcntl::{OFlag, open, openat, readlinkat};
 use nix::sys::stat::{Mode, SFlag, fstat, mkdirat};
 use nix::unistd::geteuid;
 
-/// The most links on one way, as in Linux (path_resolution(7)).
+/// The most links on one way, as in Linux (`path_resolution(7)`).
 const MAX_LINKS: usize = 40;
 
 /// An open directory.
@@ -41,6 +41,14 @@ impl Folder {
     /// As [`Folder::open`], and makes the directories that are missing, with this mode whatever the umask is.
     pub fn make(path: &Path, mode: u32) -> io::Result<Self> {
         Self::walk(path, Some(mode))
+    }
+
+    /// As [`Folder::make`], but makes the last directory only.
+    pub fn make_last(path: &Path, mode: u32) -> io::Result<Self> {
+        match (path.parent(), path.file_name()) {
+            (Some(parent), Some(name)) if !path.exists() => Self::open(parent)?.make_below(name, mode),
+            _ => Self::open(path),
+        }
     }
 
     fn walk(path: &Path, make: Option<u32>) -> io::Result<Self> {
@@ -108,9 +116,9 @@ impl Folder {
     pub fn make_below(&self, name: &OsStr, mode: u32) -> io::Result<Self> {
         match mkdirat(&self.descriptor, name, Mode::from_bits_truncate(0o700)) {
             Ok(()) => {
-                let made = self.below(name)?;
-                fs::set_permissions(made.path(), Permissions::from_mode(mode))?;
-                Ok(made)
+                let folder = self.below(name)?;
+                fs::set_permissions(folder.path(), Permissions::from_mode(mode))?;
+                Ok(folder)
             }
             Err(Errno::EEXIST) => self.below(name),
             Err(error) => Err(error.into()),

@@ -71,7 +71,7 @@ pub fn lock_memory(user_changes: bool) -> Result<(), NotLocked> {
     mlockall(flags).map_err(NotLocked::Refused)
 }
 
-/// Whether a capability is in effect, as proc_pid_status(5) has it.
+/// Whether a capability is in effect, as `proc_pid_status(5)` has it.
 fn has_capability(number: u32) -> bool {
     let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
     let effective = status.lines().find_map(|line| line.strip_prefix("CapEff:"));

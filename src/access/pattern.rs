@@ -68,8 +68,8 @@ impl Patterns {
     pub fn new(patterns: &[String]) -> Self {
         let (of_arns, of_names) = patterns
             .iter()
-            .map(|pattern| pattern.as_str().into())
-            .partition(|pattern: &Box<str>| pattern.contains(':'));
+            .map(|pattern| Box::from(pattern.as_str()))
+            .partition(|pattern| pattern.contains(':'));
         Self { of_names, of_arns }
     }
 

@@ -101,12 +101,7 @@ mod tests {
         let rules = vec![
             Rule { uids: Some(vec![1000]), allow_secrets: patterns("team-a/*"), ..Rule::default() },
             Rule { gids: Some(vec![100]), allow_secrets: patterns("shared/*"), ..Rule::default() },
-            Rule {
-                uids: Some(vec![1001]),
-                gids: Some(vec![7]),
-                allow_secrets: patterns("*"),
-                ..Rule::default()
-            },
+            Rule { uids: Some(vec![1001]), gids: Some(vec![7]), allow_secrets: patterns("*") },
             Rule { allow_secrets: patterns("public/*"), ..Rule::default() },
         ];
         let policy = Policy { rules: Some(rules), ..Policy::default() };

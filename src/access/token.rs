@@ -190,7 +190,8 @@ fn create(path: &Path) -> Result<(), TokenError> {
     let token = Zeroizing::new(URL_SAFE_NO_PAD.encode(random.as_ref()));
     let name = path.file_name().ok_or_else(|| fail("create")(io::ErrorKind::InvalidFilename.into()))?;
     let directory = path.parent().unwrap_or(Path::new(""));
-    let folder = Folder::make(directory, DIRECTORY_MODE).map_err(fail("open or make the directory of"))?;
+    let folder =
+        Folder::make_last(directory, DIRECTORY_MODE).map_err(fail("open or make the directory of"))?;
     let file = AtomicFile::create(&folder).map_err(fail("create"))?;
     file.fill(token.as_bytes(), MODE).map_err(fail("create"))?;
     match file.link(name) {

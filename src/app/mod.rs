@@ -132,22 +132,8 @@ pub async fn run(config: Config, path: Option<PathBuf>, environment: &Environmen
     let probed = cache.clone();
     tokio::spawn(async move { probed.probe().await });
 
-    let descriptors = net::raise_descriptor_limit();
-    let wanted_connections = u64::from(config.server.max_connections) * config.listeners.len() as u64;
-    if descriptors.is_some_and(|limit| limit < wanted_connections + SPARE_DESCRIPTORS) {
-        tracing::warn!(
-            limit = descriptors,
-            "fewer files may be open than server.max_connections needs on all listeners; raise the hard limit"
-        );
-    }
-    let limits = ConnectionLimits {
-        max_connections: config.server.max_connections as usize,
-        max_per_user: config.server.max_connections_per_uid as usize,
-        idle_timeout: config.server.idle_timeout,
-        patience: Patience { head: config.server.header_timeout, answer: config.server.write_timeout },
-    };
     let max_waiting = config.server.max_waiting as usize;
-    let open = Open { drain: &drain, metrics: &metrics, limits, max_waiting };
+    let open = Open { drain: &drain, metrics: &metrics, limits: limits(&config), max_waiting };
     // The ops listener is no part of the drain: it answers until the others are done.
     let ops_drain = Drain::new();
     if let Some(addr) = config.ops.tcp {
@@ -193,22 +179,10 @@ pub async fn run(config: Config, path: Option<PathBuf>, environment: &Environmen
     drop(starting);
     tracing::info!(version = env!("CARGO_PKG_VERSION"), "started");
 
-    let signal = loop {
-        tokio::select! {
-            told = signals.next() => match told {
-                Told::End(signal) => break signal,
-                Told::Reload => reloader.reload().await,
-            },
-            () = reloader.file_changed() => reloader.reload().await,
-            end = tasks.first_end() => {
-                audit.finish(AUDIT_PATIENCE).await;
-                return Err(AppError::Task(end));
-            }
-            end = keepers.first_end() => {
-                audit.finish(AUDIT_PATIENCE).await;
-                return Err(AppError::Task(end));
-            }
-        }
+    let end = until_told(&mut signals, &mut reloader, [&mut tasks, &mut keepers]).await;
+    let Ok(signal) = end else {
+        audit.finish(AUDIT_PATIENCE).await;
+        return end.map(drop);
     };
     tracing::info!(signal, "ending: finishing requests in flight");
     readiness.start_draining();
@@ -228,6 +202,45 @@ pub async fn run(config: Config, path: Option<PathBuf>, environment: &Environmen
     audit.finish(AUDIT_PATIENCE).await;
     tracing::info!("ended");
     Ok(())
+}
+
+/// What holds for connections. Says so if the system does not let us have that many.
+fn limits(config: &Config) -> ConnectionLimits {
+    let server = &config.server;
+    let descriptors = net::raise_descriptor_limit();
+    let wanted = u64::from(server.max_connections) * config.listeners.len() as u64;
+    if descriptors.is_some_and(|limit| limit < wanted + SPARE_DESCRIPTORS) {
+        tracing::warn!(
+            limit = descriptors,
+            "fewer files may be open than server.max_connections needs on all listeners; raise the hard limit"
+        );
+    }
+    ConnectionLimits {
+        max_connections: server.max_connections as usize,
+        max_per_user: server.max_connections_per_uid as usize,
+        idle_timeout: server.idle_timeout,
+        patience: Patience { head: server.header_timeout, answer: server.write_timeout },
+    }
+}
+
+/// Reloads whenever that is asked for, until a signal ends the process, by its name; or until a part has ended that
+/// must not.
+async fn until_told(
+    signals: &mut Signals,
+    reloader: &mut Reloader,
+    [tasks, keepers]: [&mut Supervisor; 2],
+) -> Result<&'static str, AppError> {
+    loop {
+        tokio::select! {
+            told = signals.next() => match told {
+                Told::End(signal) => return Ok(signal),
+                Told::Reload => reloader.reload().await,
+            },
+            () = reloader.file_changed() => reloader.reload().await,
+            end = tasks.first_end() => return Err(AppError::Task(end)),
+            end = keepers.first_end() => return Err(AppError::Task(end)),
+        }
+    }
 }
 
 /// Waits for the requests in flight, for so long at most. What is in memory for others is wiped as soon as no others

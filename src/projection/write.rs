@@ -36,11 +36,11 @@ pub(super) fn put(root: &Path, target: &Path, content: &[u8], owner: Ownership) 
 }
 
 /// The folders from `root` on to the one in which `target` lies, each found by `next`; and the target's name there.
-fn descend<'a>(
+fn descend(
     root: Folder,
-    target: &'a Path,
+    target: &Path,
     next: impl Fn(&Folder, &OsStr) -> io::Result<Folder>,
-) -> io::Result<(Vec<Folder>, &'a OsStr)> {
+) -> io::Result<(Vec<Folder>, &OsStr)> {
     let name = target.file_name().ok_or(ErrorKind::InvalidInput)?;
     let mut folders = vec![root];
     for part in target.parent().into_iter().flat_map(Path::components) {

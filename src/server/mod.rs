@@ -194,7 +194,7 @@ impl SecretService {
     }
 
     /// A line of the audit trail for each secret that a request was about, and one for a request that came to none.
-    fn report(&self, event: Event, notes: Notes, refusal: Option<&'static str>) {
+    fn report(&self, event: &Event, notes: Notes, refusal: Option<&'static str>) {
         let mut notes = notes.into_inner();
         match (refusal, notes.last_mut()) {
             (Some(code), None) => self.shared.audit.record(Event { outcome: code, ..event.clone() }),
@@ -255,7 +255,7 @@ impl Service for SecretService {
                 request_id: request_id.map(Into::into).or(event.request_id),
                 ..event
             };
-            self.report(event, notes, refusal.map(|(code, _)| code));
+            self.report(&event, notes, refusal.map(|(code, _)| code));
         }
         metrics.answered(response.status().as_u16(), start.elapsed());
         response

@@ -402,6 +402,6 @@ async fn a_directory_that_is_not_there_is_not_made() {
     let aws = filled();
     let container = Container::new(&aws);
     fs::remove_dir(container.volume()).unwrap();
-    container.fails(&arn("text"), 1, &["cannot make the directory volume/group:secret:"]).await;
+    container.fails(&arn("text"), 1, &["cannot open the directory volume"]).await;
     assert!(!container.volume().exists());
 }

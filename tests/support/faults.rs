@@ -122,8 +122,10 @@ impl Server {
     ) -> Self {
         let answerer: Answerer = Arc::new(move |request| Box::pin(answerer(request)));
         let (conduct, listening) = (Arc::default(), Mutex::default());
-        let server = Self { port: super::free_port(), answerer, conduct, listening };
-        server.listen();
+        let socket = bound(0);
+        let port = socket.local_addr().unwrap().port();
+        let server = Self { port, answerer, conduct, listening };
+        server.listen_on(socket);
         server
     }
 
@@ -194,9 +196,10 @@ impl Server {
 
     /// Listens again, on the same port.
     pub fn listen(&self) {
-        let socket = TcpSocket::new_v4().unwrap();
-        socket.set_reuseaddr(true).unwrap();
-        socket.bind(SocketAddr::from(([127, 0, 0, 1], self.port))).unwrap();
+        self.listen_on(bound(self.port));
+    }
+
+    fn listen_on(&self, socket: TcpSocket) {
         let listener = socket.listen(4096).unwrap();
         let (answerer, conduct) = (Arc::clone(&self.answerer), Arc::clone(&self.conduct));
         let mut listening = JoinSet::new();
@@ -213,6 +216,13 @@ impl Server {
     fn conduct(&self) -> MutexGuard<'_, Conduct> {
         self.conduct.lock().unwrap()
     }
+}
+
+fn bound(port: u16) -> TcpSocket {
+    let socket = TcpSocket::new_v4().unwrap();
+    socket.set_reuseaddr(true).unwrap();
+    socket.bind(SocketAddr::from(([127, 0, 0, 1], port))).unwrap();
+    socket
 }
 
 impl Conduct {
