@@ -20,7 +20,7 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("file_watch", &[]),
     ("hardening", &[]),
     ("config", &["atomic_file", "document", "secret", "units"]),
-    ("source", &["document", "file_watch", "secret"]),
+    ("source", &["document", "file_watch", "hardening", "secret"]),
     ("cache", &["source", "secret", "metrics"]),
     ("access", &["atomic_file", "file_watch", "folder", "secret"]),
     ("net", &["folder", "lifecycle"]),

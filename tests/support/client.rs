@@ -44,6 +44,7 @@ impl Answer {
     /// The `code` of a problem.
     pub fn code(&self) -> String {
         assert_eq!(self.header("content-type"), "application/problem+json", "{self:?}");
+        super::leaks::check("a problem", &self.body);
         let problem = self.json();
         assert_eq!(problem["status"], self.status, "{self:?}");
         assert!(problem["detail"].as_str().is_some_and(|detail| !detail.is_empty()), "{self:?}");

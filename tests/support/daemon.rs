@@ -12,6 +12,7 @@ use tempfile::TempDir;
 use tokio::time::{Instant, sleep};
 
 use super::client::{self, Address, Answer};
+use super::leaks;
 use super::{eventually, free_ports};
 
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -176,7 +177,11 @@ impl Setup {
         } else {
             fs::write(path("smcached.toml"), config).unwrap();
         }
+        for (_, value) in self.environment.iter().filter(|(name, _)| is_secret(name)) {
+            leaks::note(value.as_bytes());
+        }
         for (name, content) in &self.files {
+            leaks::note_file(content);
             fs::create_dir_all(path(name).parent().unwrap()).unwrap();
             fs::write(path(name), content).unwrap();
         }
@@ -196,6 +201,13 @@ impl Setup {
     }
 }
 
+/// Whether a variable holds a secret itself.
+fn is_secret(name: &str) -> bool {
+    ["SECRET_ACCESS_KEY", "SESSION_TOKEN", "AUTHORIZATION_TOKEN", "SMCACHED_TOKEN"]
+        .iter()
+        .any(|end| name.ends_with(end))
+}
+
 /// The binary, in a directory, with an environment that the tests' own cannot touch.
 pub fn smcached(directory: &Path) -> Command {
     in_directory(Command::new(crate::SMCACHED), directory)
@@ -210,7 +222,7 @@ fn in_directory(mut command: Command, directory: &Path) -> Command {
     command
 }
 
-/// A running daemon. Killed when dropped.
+/// A running daemon. Killed when dropped, and its log searched for secrets.
 pub struct Daemon {
     process: Child,
     tcp_port: u16,
@@ -274,7 +286,9 @@ impl Daemon {
 
     /// A page of the ops listener.
     pub async fn ops_page(&self, path: &str) -> Answer {
-        client::get(&self.ops(), path, &[]).await
+        let answer = client::get(&self.ops(), path, &[]).await;
+        leaks::check(path, &answer.body);
+        answer
     }
 
     /// The value of a metric that is a whole number, by its line up to the value; 0 if it is absent.
@@ -324,12 +338,32 @@ impl Daemon {
     pub async fn into_directory(mut self, signal: &str) -> TempDir {
         self.signal(signal);
         self.exit().await;
+        self.check_log();
         self.directory.take().unwrap()
     }
 
     /// Runs a client command against it.
     pub fn run(&self, arguments: &[&str]) -> Output {
-        smcached(self.directory.as_ref().unwrap().path()).args(arguments).output().unwrap()
+        let output = smcached(self.directory.as_ref().unwrap().path()).args(arguments).output().unwrap();
+        self.note_secrets();
+        leaks::check(&format!("the errors of {arguments:?}"), &output.stderr);
+        output
+    }
+
+    /// What may have come into its files since it started: its token, and secrets that a test has written.
+    fn note_secrets(&self) {
+        if let Ok(token) = fs::read(self.path("token")) {
+            leaks::note(token.trim_ascii());
+        }
+        if let Ok(secrets) = fs::read_to_string(self.path("secrets.toml")) {
+            leaks::note_file(&secrets);
+        }
+    }
+
+    /// Nothing of a secret is in its log.
+    fn check_log(&self) {
+        self.note_secrets();
+        leaks::check("a log", &fs::read(self.path("log")).unwrap());
     }
 
     /// Waits until the log has a line with this text.
@@ -342,5 +376,8 @@ impl Drop for Daemon {
     fn drop(&mut self) {
         let _ = self.process.kill();
         let _ = self.process.wait();
+        if self.directory.is_some() {
+            self.check_log();
+        }
     }
 }

@@ -11,6 +11,7 @@ use serde_json::{Value, json};
 
 use super::ARN;
 use super::faults::{Request, Server, error};
+use super::leaks;
 
 /// The fake. Stops when dropped.
 pub struct FakeAws {
@@ -91,6 +92,11 @@ impl FakeAws {
     /// Stores a value as a new secret, or as the new `AWSCURRENT` of one that exists; returns the
     /// version id. The one before becomes `AWSPREVIOUS`, older ones lose their labels.
     pub fn put(&self, name: &str, value: impl Into<Stored>) -> String {
+        let value = value.into();
+        leaks::note(match &value {
+            Stored::Text(text) => text.as_bytes(),
+            Stored::Binary(bytes) => bytes,
+        });
         let mut state = self.lock();
         let secret = state.secrets.entry(name.to_owned()).or_insert_with(|| Secret {
             name: name.to_owned(),
@@ -103,7 +109,7 @@ impl FakeAws {
             version.stages = if version.stages == ["AWSCURRENT"] { vec!["AWSPREVIOUS"] } else { Vec::new() };
         }
         let id = format!("00000000-0000-4000-8000-{:012}", secret.versions.len() + 1);
-        secret.versions.push(Version { id: id.clone(), stages: vec!["AWSCURRENT"], value: value.into() });
+        secret.versions.push(Version { id: id.clone(), stages: vec!["AWSCURRENT"], value });
         id
     }
 

@@ -10,6 +10,7 @@ pub mod client;
 pub mod daemon;
 pub mod fake_aws;
 pub mod faults;
+pub mod leaks;
 pub mod memory;
 pub mod moto;
 pub mod proxy;

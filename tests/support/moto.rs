@@ -5,9 +5,12 @@ use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
 use serde_json::{Value, json};
 
 use super::client::{Address, Answer, Connection, aws_json};
+use super::leaks;
 use super::{eventually, free_port, in_repository};
 
 const ENDING_WITH_ITS_INPUT: &str = "
@@ -65,6 +68,12 @@ impl Moto {
 
     /// One call of Secrets Manager, which must succeed.
     pub async fn call(&self, action: &str, body: Value) -> Value {
+        if let Some(text) = body["SecretString"].as_str() {
+            leaks::note(text.as_bytes());
+        }
+        if let Some(encoded) = body["SecretBinary"].as_str() {
+            leaks::note(&STANDARD.decode(encoded).unwrap());
+        }
         let answer = aws_json(self.port, action, &body).await;
         assert_eq!(answer.status, 200, "{action}: {answer:?}");
         answer.json()
