@@ -79,6 +79,18 @@ fn has_capability(number: u32) -> bool {
     effective.is_some_and(|set| set & (1 << number) != 0)
 }
 
+/// How much of the stack is overwritten: more than whatever parses an answer of AWS uses, unoptimised too.
+const SCRUBBED: usize = 512 << 10;
+
+/// Overwrites what earlier calls have left on this thread's stack, below its caller: pieces of a value that were in
+/// registers, such as those with which the SDK decodes base64. To be called by who called those who had the value.
+#[inline(never)]
+pub fn scrub_stack() {
+    let block = [0_u8; SCRUBBED];
+    // It must be there to be looked at.
+    std::hint::black_box(&block);
+}
+
 /// Whether this process runs as root.
 pub fn is_root() -> bool {
     geteuid().is_root()

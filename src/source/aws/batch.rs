@@ -8,6 +8,7 @@ use aws_sdk_secretsmanager::types::{ApiErrorType, SecretValueEntry};
 
 use super::AwsSource;
 use super::classify::{classify, classify_code};
+use crate::hardening;
 use crate::secret::{SecretKey, SecretVersion};
 use crate::source::{BatchAnswer, BatchError, SourceError};
 
@@ -41,7 +42,9 @@ impl AwsSource {
         // Every page but the last answers at least one id; more pages than ids would never end.
         for _ in keys {
             let page = client.batch_get_secret_value().set_secret_id_list(Some(ids.clone()));
-            let page = match page.set_next_token(next_token).send().await {
+            let page = page.set_next_token(next_token).send().await;
+            hardening::scrub_stack();
+            let page = match page {
                 Ok(page) => page,
                 Err(error) if is_unsupported(&error) => return Err(BatchError::Unsupported),
                 Err(error) => return Err(BatchError::Failed(self.renewing(&place, classify(&error)).await)),

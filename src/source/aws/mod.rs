@@ -23,6 +23,7 @@ use aws_sdk_secretsmanager::primitives::{Blob, DateTime};
 use self::classify::classify;
 use self::clients::{Clients, Place};
 use super::{Fetching, FetchingBatch, Listing, Probing, SecretSource, SourceError, Tag};
+use crate::hardening;
 use crate::secret::{SecretKey, SecretValue, SecretVersion};
 
 /// The longest that the AWS SDK looks for an identity by its own default, and so the longest that is ever sensible.
@@ -78,6 +79,7 @@ impl AwsSource {
             .set_version_stage(key.selector.stage().map(str::to_owned))
             .send()
             .await;
+        hardening::scrub_stack();
         match answer {
             Ok(output) => version(output),
             Err(error) => Err(self.renewing(&place, classify(&error)).await),
