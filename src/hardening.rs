@@ -85,6 +85,7 @@ const SCRUBBED: usize = 512 << 10;
 /// Overwrites what earlier calls have left on this thread's stack, below its caller: pieces of a value that were in
 /// registers, such as those with which the SDK decodes base64. To be called by who called those who had the value.
 #[inline(never)]
+#[expect(clippy::large_stack_arrays, reason = "the stack is what is meant; a worker has 2 MiB")]
 pub fn scrub_stack() {
     let block = [0_u8; SCRUBBED];
     // It must be there to be looked at.

@@ -158,6 +158,38 @@ fn secrets_leave_only_by_name() {
     assert_eq!(exposing, expected);
 }
 
+#[test]
+fn what_may_hold_a_value_does_not_derive_debug() {
+    // Both show their bytes: whoever holds them says itself how it is shown.
+    const SHOWING: &[&str] = &["Bytes", "Zeroizing<"];
+    // An entity tag is made of a version id.
+    const HARMLESS: &[(&str, &str)] = &[("cache/slot.rs", "pub etag: Bytes,")];
+    let (mut wrong, mut seen) = (Vec::new(), 0);
+    for (path, code) in sources() {
+        let inside = path.strip_prefix(root()).unwrap().to_string_lossy().into_owned();
+        let code: Vec<&str> = without_comments(before_tests(&code)).collect();
+        for (at, line) in code.iter().enumerate() {
+            if !(line.trim_start().starts_with("#[derive(") && line.contains("Debug")) {
+                continue;
+            }
+            seen += 1;
+            let indent = line.len() - line.trim_start().len();
+            let is_end =
+                |line: &&&str| line.len() - line.trim_start().len() == indent && line.ends_with(['}', ';']);
+            let length = code[at..].iter().position(|line| is_end(&line)).unwrap_or(0);
+            for field in &code[at..=at + length] {
+                let field = field.trim();
+                let is_harmless = HARMLESS.contains(&(inside.as_str(), field));
+                if SHOWING.iter().any(|name| field.contains(name)) && !is_harmless {
+                    wrong.push(format!("{inside}: {field}"));
+                }
+            }
+        }
+    }
+    assert!(seen > 50, "only {seen} types that derive Debug were found");
+    assert!(wrong.is_empty(), "these would show a value to whoever prints them:\n{}", wrong.join("\n"));
+}
+
 fn root() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("src")
 }

@@ -68,7 +68,7 @@ impl Patterns {
     pub fn new(patterns: &[String]) -> Self {
         let (of_arns, of_names) = patterns
             .iter()
-            .map(|pattern| Box::from(pattern.as_str()))
+            .map(|pattern| pattern.clone().into_boxed_str())
             .partition(|pattern| pattern.contains(':'));
         Self { of_names, of_arns }
     }

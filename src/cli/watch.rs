@@ -24,8 +24,7 @@ const MIN_INTERVAL: Duration = Duration::from_secs(1);
 const FIRST_PAUSE: Duration = Duration::from_secs(1);
 const LONGEST_PAUSE: Duration = Duration::from_secs(30);
 
-/// What there is to be told about a secret.
-#[derive(Debug)]
+/// What there is to be told about a secret. Not printable.
 pub(super) enum Event {
     /// There is another version.
     Changed(Bytes),

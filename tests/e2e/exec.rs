@@ -9,6 +9,7 @@ use std::time::Duration;
 use tokio::time::{Instant, sleep};
 
 use crate::support::daemon::{Daemon, Setup, smcached};
+use crate::support::leaks;
 use crate::support::{ARN, eventually};
 
 const PATIENCE: Duration = Duration::from_secs(25);
@@ -36,6 +37,11 @@ fn exec(daemon: &Daemon, arguments: &[&str]) -> Command {
 
 fn text(bytes: &[u8]) -> &str {
     std::str::from_utf8(bytes).unwrap()
+}
+
+fn errors(output: &Output) -> &str {
+    leaks::check("what exec says", &output.stderr);
+    text(&output.stderr)
 }
 
 fn code(output: &Output) -> i32 {
@@ -99,7 +105,7 @@ async fn the_command_sees_the_values_as_they_are() {
         "-0",
     ];
     let output = exec(&daemon, &arguments).env("KEPT", "as it was").output().unwrap();
-    assert_eq!((code(&output), text(&output.stderr)), (0, ""));
+    assert_eq!((code(&output), errors(&output)), (0, ""));
     let lines: Vec<&[u8]> = output.stdout.split(|byte| *byte == 0).collect();
     let upper = format!("_FSEC_{}_MYSECRET-ABCDEF=of flyte", ARN.to_uppercase());
     for expected in [
@@ -141,10 +147,7 @@ async fn a_command_that_cannot_be_run_is_told_apart() {
             let output =
                 exec(&daemon, &[&["--env", "A=a/db"], change, &["--", program]].concat()).output().unwrap();
             assert_eq!(code(&output), expected, "{program}");
-            assert!(
-                text(&output.stderr).starts_with(&format!("smcached: cannot run {program}: ")),
-                "{output:?}"
-            );
+            assert!(errors(&output).starts_with(&format!("smcached: cannot run {program}: ")), "{output:?}");
         }
     }
 }
@@ -182,10 +185,10 @@ async fn without_every_secret_nothing_runs_and_each_failure_has_a_line() {
         let output = command.args(["--", "touch", "ran"]).output().unwrap();
         assert_eq!(code(&output), *expected, "{arguments:?} {output:?}");
         for message in *messages {
-            assert!(text(&output.stderr).contains(message), "{arguments:?} {output:?}");
+            assert!(errors(&output).contains(message), "{arguments:?} {output:?}");
         }
         for value in ["ada", "quotes"] {
-            assert!(!text(&output.stderr).contains(value), "{output:?}");
+            assert!(!errors(&output).contains(value), "{output:?}");
         }
         assert!(!daemon.path("ran").exists(), "{arguments:?}");
     }

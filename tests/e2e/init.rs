@@ -15,6 +15,7 @@ use tokio::time::{Instant, sleep};
 use crate::support::daemon::{Daemon, Setup, smcached};
 use crate::support::fake_aws::{FakeAws, Stored};
 use crate::support::faults::Fault;
+use crate::support::leaks;
 use crate::support::{ARN, free_port};
 
 /// A user who is not us.
@@ -158,6 +159,7 @@ fn as_user(user: u32, directory: &Path) -> Command {
 }
 
 fn said(output: &Output) -> &str {
+    leaks::check("what init says", &output.stderr);
     std::str::from_utf8(&output.stderr).unwrap()
 }
 

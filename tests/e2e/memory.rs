@@ -270,9 +270,10 @@ async fn a_crash_leaves_no_core_dump() {
     }
     // Rust handles SEGV and BUS itself, and lets the first of each pass that comes from outside.
     for signal in ["ABRT", "QUIT", "ILL", "FPE"] {
-        let setup = Setup::with_file("[[secret]]\nname = \"a/b\"\nstring = \"hunter2\"\n").under(WITH_DUMPS);
+        let setup =
+            Setup::with_file("[[secret]]\nname = \"a/b\"\nstring = \"hunter2-hunter2\"\n").under(WITH_DUMPS);
         let mut daemon = setup.start().await;
-        assert_eq!(daemon.get("/secret/a/b").await.text(), "hunter2");
+        assert_eq!(daemon.get("/secret/a/b").await.text(), "hunter2-hunter2");
         daemon.signal(signal);
         let status = daemon.exit().await;
         assert!(status.signal().is_some(), "{signal}: {status:?}");
@@ -297,14 +298,14 @@ async fn another_process_of_the_same_user_cannot_look_into_its_memory() {
             "not shown that memory could be read: this system keeps even a plain command's from its user"
         );
     }
-    let secrets = "[[secret]]\nname = \"a/b\"\nstring = \"hunter2\"\n";
+    let secrets = "[[secret]]\nname = \"a/b\"\nstring = \"hunter2-hunter2\"\n";
     let started_so = Setup::with_file(secrets).under(AS_NOBODY);
     let become_so = Setup::with_file(secrets)
         .under(&["/usr/bin/env"])
         .section("[process]\nuser = \"65534\"\ngroup = \"65534\"");
     for setup in [started_so, become_so] {
         let daemon = setup.start().await;
-        assert_eq!(daemon.get("/secret/a/b").await.text(), "hunter2");
+        assert_eq!(daemon.get("/secret/a/b").await.text(), "hunter2-hunter2");
         let process = fs::read_to_string(format!("/proc/{}/status", daemon.pid())).unwrap();
         assert!(process.contains("Uid:\t65534\t65534\t65534\t65534"), "{process}");
         assert!(process.contains("Groups:\t65534 \n") || process.contains("Groups:\t \n"), "{process}");
@@ -320,7 +321,7 @@ async fn another_process_of_the_same_user_cannot_look_into_its_memory() {
 #[tokio::test]
 async fn what_a_daemon_needs_is_there_after_it_gave_up_root() {
     let as_nobody = "[process]\nuser = \"65534\"\ngroup = \"65534\"";
-    let setup = Setup::with_file("[[secret]]\nname = \"a/b\"\nstring = \"hunter2\"\n");
+    let setup = Setup::with_file("[[secret]]\nname = \"a/b\"\nstring = \"hunter2-hunter2\"\n");
     let daemon = setup.under(&["/usr/bin/env"]).section(as_nobody).start().await;
     daemon.logs("going on as the user that is configured").await;
     let token = fs::metadata(daemon.path("token")).unwrap();
@@ -353,7 +354,7 @@ async fn a_user_whom_nobody_knows_or_who_cannot_be_had_is_a_wrong_configuration(
 
 #[tokio::test]
 async fn commands_that_are_run_may_dump_core_and_the_daemons_files_are_its_own() {
-    let daemon = Setup::with_file("[[secret]]\nname = \"a/b\"\nstring = \"hunter2\"\n").start().await;
+    let daemon = Setup::with_file("[[secret]]\nname = \"a/b\"\nstring = \"hunter2-hunter2\"\n").start().await;
     assert!(daemon.log().contains("runs as root"), "{}", daemon.log());
     assert_eq!(fs::metadata(daemon.path(".s.sock.lock")).unwrap().mode() & 0o777, 0o600);
     let socket = daemon.path("s.sock");

@@ -14,7 +14,7 @@ use crate::support::client::{Address, Connection};
 use crate::support::daemon::Setup;
 use crate::support::fake_aws::FakeAws;
 
-const SECRETS: &str = "[[secret]]\nname = \"a/b\"\nstring = \"hunter2\"\n";
+const SECRETS: &str = "[[secret]]\nname = \"a/b\"\nstring = \"hunter2-hunter2\"\n";
 
 #[tokio::test]
 async fn sockets_and_token_have_their_modes_and_are_gone_or_kept_at_the_end() {
@@ -32,7 +32,7 @@ async fn a_stale_socket_is_replaced_after_a_crash() {
     assert!(directory.path().join("s.sock").exists());
     let daemon = Setup::with_file(SECRETS).launch_in(directory);
     daemon.wait_ready().await;
-    assert_eq!(daemon.get("/secret/a/b").await.text(), "hunter2");
+    assert_eq!(daemon.get("/secret/a/b").await.text(), "hunter2-hunter2");
 }
 
 #[tokio::test]
@@ -121,7 +121,7 @@ async fn a_hangup_ends_nothing() {
     let daemon = Setup::with_file(SECRETS).start().await;
     daemon.signal("HUP");
     daemon.logs("the configuration was reloaded").await;
-    assert_eq!(daemon.get("/secret/a/b").await.text(), "hunter2");
+    assert_eq!(daemon.get("/secret/a/b").await.text(), "hunter2-hunter2");
 }
 
 #[tokio::test]
@@ -142,8 +142,8 @@ async fn what_does_not_finish_within_the_deadline_is_cut_off() {
 #[tokio::test]
 async fn an_edit_of_the_file_is_served_and_a_broken_one_is_not() {
     let daemon = Setup::with_file(SECRETS).start().await;
-    assert_eq!(daemon.get("/secret/a/b").await.text(), "hunter2");
-    fs::write(daemon.path("secrets.toml"), SECRETS.replace("hunter2", "swordfish")).unwrap();
+    assert_eq!(daemon.get("/secret/a/b").await.text(), "hunter2-hunter2");
+    fs::write(daemon.path("secrets.toml"), SECRETS.replace("hunter2-hunter2", "swordfish")).unwrap();
     crate::support::eventually("the edit is served", Duration::from_secs(10), async || {
         daemon.get("/secret/a/b").await.text() == "swordfish"
     })
@@ -151,7 +151,7 @@ async fn an_edit_of_the_file_is_served_and_a_broken_one_is_not() {
     fs::write(daemon.path("secrets.toml"), "[[secret]]\nname = \"a/b\"\nstring = \"correct horse").unwrap();
     daemon.logs("the old content stays").await;
     assert_eq!(daemon.get("/secret/a/b").await.text(), "swordfish");
-    for value in ["hunter2", "swordfish", "correct horse"] {
+    for value in ["hunter2-hunter2", "swordfish", "correct horse"] {
         assert!(!daemon.log().contains(value), "the log has a secret's value");
     }
 }

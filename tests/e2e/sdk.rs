@@ -97,8 +97,8 @@ async fn errors_are_awss_own() {
         assert!(text.contains(message), "{id}: {text}");
         assert!(!text.contains("arn:aws:sts"), "AWS's message names the principal: {text}");
     }
-    let (_, code, text) = rig.error("GetSecretValue", json!({ "SecretId": ["hunter2"] })).await;
-    assert_eq!((code.as_str(), text.contains("hunter2")), ("SerializationException", false));
+    let (_, code, text) = rig.error("GetSecretValue", json!({ "SecretId": ["hunter2-hunter2"] })).await;
+    assert_eq!((code.as_str(), text.contains("hunter2-hunter2")), ("SerializationException", false));
     let wrong_version = json!({ "SecretId": "team-a/db", "VersionStage": "a b" });
     assert_eq!(rig.error("GetSecretValue", wrong_version).await.1, "ValidationException");
     assert!(rig.aws.log().iter().all(|call| call.ids[0] != "forbidden"), "a forbidden secret costs no call");
