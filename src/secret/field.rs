@@ -36,6 +36,10 @@ impl Field {
     /// letter. `None` if the secret is not JSON or has no such field.
     pub fn of(&self, secret: &[u8]) -> Option<Bytes> {
         let mut json: &RawValue = serde_json::from_slice(secret).ok()?;
+        // A plain name is a key and never an index.
+        if !self.text.starts_with('/') && !json.get().starts_with('{') {
+            return None;
+        }
         for token in &self.path {
             json = step(json, token)?;
         }
@@ -124,6 +128,11 @@ mod tests {
             assert_eq!(of("a", secret), None, "{secret}");
         }
         assert_eq!(Field::parse("a").unwrap().of(&[0xff, 0x00]), None);
+        assert_eq!(
+            (of("0", "[1]"), of("/0", "[1]").as_deref()),
+            (None, Some("1")),
+            "only a pointer has indices"
+        );
     }
 
     proptest! {
