@@ -159,7 +159,6 @@ impl Daemon {
             .timer(TokioTimer::new())
             .header_read_timeout(PATIENCE)
             .max_buf_size(16 << 10)
-            .pipeline_flush(true)
             .auto_date_header(false)
             // All is sent at once, and the answers are wanted all the same.
             .half_close(true)
