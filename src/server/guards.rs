@@ -6,7 +6,7 @@
 use hyper::header::{
     AUTHORIZATION, CONTENT_LENGTH, FORWARDED, HOST, HeaderMap, HeaderName, ORIGIN, TRANSFER_ENCODING, VIA,
 };
-use hyper::http::uri::Authority;
+use hyper::http::uri::{Authority, Scheme};
 use hyper::{Method, Request, Version};
 
 use super::problem::Problem;
@@ -40,6 +40,13 @@ impl Guards {
                 Problem::malformed("Content-Length and Transfer-Encoding exclude each other").closing()
             );
         }
+        // hyper looks at the last coding only, and would hand on a body that another one still covers.
+        let mut codings = headers.get_all(TRANSFER_ENCODING).iter();
+        if codings.next().is_some_and(|coding| !coding.as_bytes().eq_ignore_ascii_case(b"chunked"))
+            || codings.next().is_some()
+        {
+            return Err(Problem::malformed("the only Transfer-Encoding that is known is chunked").closing());
+        }
         // A method that may have a body is refused for itself.
         if matches!(*request.method(), Method::GET | Method::HEAD) && !request.body().is_end_stream() {
             return Err(Problem::unexpected_body().closing());
@@ -48,10 +55,16 @@ impl Guards {
         if target > MAX_TARGET {
             return Err(Problem::target_too_long(MAX_TARGET));
         }
+        if request.uri().scheme().is_some_and(|scheme| *scheme != Scheme::HTTP) {
+            return Err(Problem::malformed("the target's scheme must be http"));
+        }
         let host = one_host(request)?;
-        if let Some(authority) = request.uri().authority()
-            && host.as_ref().is_some_and(|host| !host.as_str().eq_ignore_ascii_case(authority.as_str()))
-        {
+        let authority = request.uri().authority();
+        let is_host = |authority: &Authority| {
+            let is_same = |host: &Authority| host.as_str().eq_ignore_ascii_case(authority.as_str());
+            is_host_and_port(authority) && host.as_ref().is_none_or(is_same)
+        };
+        if !authority.is_none_or(is_host) {
             return Err(Problem::malformed("the target's authority and the Host header differ"));
         }
         if [X_FORWARDED_FOR, FORWARDED, VIA].iter().any(|name| headers.contains_key(name)) {
@@ -62,7 +75,8 @@ impl Guards {
         }
         // A request of HTTP/1.0 may lack the header; browsers, which rebinding needs, always send it.
         let is_ours = |allowed: &[String]| {
-            host.as_ref().is_none_or(|host| is_loopback(host.host()) || is_listed(host, allowed))
+            let host = host.as_ref().or(authority);
+            host.is_none_or(|host| is_loopback(host.host()) || is_listed(host, allowed))
         };
         if self.allowed_hosts.as_deref().is_none_or(is_ours) { Ok(()) } else { Err(Problem::foreign_host()) }
     }
@@ -83,8 +97,21 @@ fn one_host<B>(request: &Request<B>) -> Result<Option<Authority>, Problem> {
         // An empty Host is legal where the target has no authority, and what some Unix-socket clients send.
         Some(host) if host.is_empty() => Ok(None),
         Some(host) => Authority::try_from(host.as_bytes())
+            .ok()
+            .filter(is_host_and_port)
             .map(Some)
-            .map_err(|_| Problem::malformed("the Host header is malformed")),
+            .ok_or_else(|| Problem::malformed("the Host header is malformed")),
+    }
+}
+
+/// RFC 9110 section 7.2: no user, and a port of digits if any.
+fn is_host_and_port(authority: &Authority) -> bool {
+    match authority.as_str().strip_prefix(authority.host()) {
+        Some("") => true,
+        Some(rest) => {
+            rest.strip_prefix(':').is_some_and(|port| port.bytes().all(|byte| byte.is_ascii_digit()))
+        }
+        None => false,
     }
 }
 
@@ -173,7 +200,14 @@ mod tests {
         let unix = Guards::new(None);
         assert_eq!(status(&unix, &[]), 400);
         assert_eq!(status(&unix, &[("host", "a"), ("host", "a")]), 400);
-        assert_eq!(status(&unix, &[("host", "a b")]), 400);
+        for host in
+            ["a b", "user@localhost", "localhost@localhost", "localhost:http", "localhost:1:2", "[::1]x"]
+        {
+            assert_eq!(status(&unix, &[("host", host)]), 400, "{host}");
+        }
+        for host in ["localhost:", "[::1]:80", "a.b:65536"] {
+            assert_eq!(status(&unix, &[("host", host)]), 200, "{host}");
+        }
         assert_eq!(status(&unix, &[("host", "")]), 200);
     }
 
@@ -197,17 +231,31 @@ mod tests {
         assert_eq!(guards.check(&body).unwrap_err().status().as_u16(), 413);
         let both = [("host", "a"), ("content-length", "0"), ("transfer-encoding", "chunked")];
         assert_eq!(status(&guards, &both), 400);
+        for coding in ["gzip, chunked", "chunked, chunked", "identity", "xchunked", ""] {
+            assert_eq!(status(&guards, &[("host", "a"), ("transfer-encoding", coding)]), 400, "{coding}");
+        }
+        let twice = [("host", "a"), ("transfer-encoding", "chunked"), ("transfer-encoding", "chunked")];
+        assert_eq!(status(&guards, &twice), 400);
     }
 
     #[test]
     fn the_authority_of_an_absolute_target_must_be_the_host() {
         let guards = Guards::new(Some(vec![]));
-        let absolute = |host: &str| {
-            let request = Request::get("http://localhost/secret/a/b").header("host", host);
-            guards.check(&request.body(Empty::<Bytes>::new()).unwrap())
+        let absolute = |target: &str, host: &str| {
+            let request = Request::get(target).header("host", host).body(Empty::<Bytes>::new()).unwrap();
+            guards.check(&request).map_or_else(|problem| problem.status().as_u16(), |()| 200)
         };
-        assert!(absolute("localhost").is_ok());
-        assert_eq!(absolute("127.0.0.1").unwrap_err().status().as_u16(), 400);
+        let cases = [
+            ("http://localhost/secret/a/b", "localhost", 200),
+            ("http://localhost/secret/a/b", "127.0.0.1", 400),
+            ("http://localhost/secret/a/b", "", 200),
+            ("http://evil.example/secret/a/b", "", 403),
+            ("http://user@localhost/secret/a/b", "", 400),
+            ("https://localhost/secret/a/b", "localhost", 400),
+        ];
+        for (target, host, expected) in cases {
+            assert_eq!(absolute(target, host), expected, "{target} {host:?}");
+        }
     }
 
     #[test]
