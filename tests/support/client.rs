@@ -106,10 +106,11 @@ impl Connection {
         self.answer(method == "HEAD").await?.ok_or_else(closed)
     }
 
-    /// Whether the server has closed the connection, or does within the time.
+    /// Whether the server has closed the connection, or does within the time, and says no more.
     pub async fn closes_within(&mut self, patience: Duration) -> bool {
         let mut rest = [0; 1];
-        matches!(timeout(patience, self.stream.read(&mut rest)).await, Ok(Ok(0) | Err(_)))
+        self.read.is_empty()
+            && matches!(timeout(patience, self.stream.read(&mut rest)).await, Ok(Ok(0) | Err(_)))
     }
 
     async fn read_answer(&mut self, to_head: bool) -> std::io::Result<Option<Answer>> {
