@@ -11,9 +11,8 @@ use arc_swap::ArcSwap;
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use hyper::Method;
-use hyper::server::conn::http1;
 use hyper::service::service_fn;
-use hyper_util::rt::{TokioIo, TokioTimer};
+use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::runtime::Runtime;
 
@@ -22,7 +21,7 @@ use crate::audit::Audit;
 use crate::cache::{Cache, CacheOptions, CallOptions, Lifetimes, Policies, Settings};
 use crate::lifecycle::Readiness;
 use crate::metrics::Metrics;
-use crate::net::{Peer, Service};
+use crate::net::{Peer, Service, http1};
 use crate::secret::{Group, Origin, Resolver, Unlisted};
 use crate::server::{Rules, SecretService, Shared};
 use crate::source::file::FileSource;
@@ -156,11 +155,7 @@ impl Daemon {
             async { Ok::<_, Infallible>(service.call(request, &session).await) }
         });
         let (client, server) = tokio::io::duplex(64 << 10);
-        let connection = http1::Builder::new()
-            .timer(TokioTimer::new())
-            .header_read_timeout(PATIENCE)
-            .max_buf_size(16 << 10)
-            .auto_date_header(false)
+        let connection = http1(PATIENCE)
             // All is sent at once, and the answers are wanted all the same.
             .half_close(true)
             .serve_connection(TokioIo::new(server), answer);
@@ -227,7 +222,8 @@ fn tells(output: &[u8], word: &str) -> bool {
 }
 
 fn contains(output: &[u8], word: &[u8]) -> bool {
-    output.windows(word.len()).any(|window| window == word)
+    // The first byte by itself: a sanitizer's comparison of slices is what a run would spend its time on.
+    output.windows(word.len()).any(|window| window[0] == word[0] && window == word)
 }
 
 /// What the listeners share: secrets in every form, under `public/` and `private/`.

@@ -170,13 +170,7 @@ async fn connection<S: Service>(
         }
     });
     let stream = Timed::new(stream, limits.patience, Arc::clone(&requests));
-    // No `pipeline_flush`: it copies each body into a buffer that lives as long as the connection.
-    let connection = http1::Builder::new()
-        .timer(TokioTimer::new())
-        .header_read_timeout(limits.idle_timeout)
-        .max_buf_size(MAX_HEAD)
-        .auto_date_header(false)
-        .serve_connection(TokioIo::new(stream), answer);
+    let connection = http1(limits.idle_timeout).serve_connection(TokioIo::new(stream), answer);
     let mut connection = pin!(connection);
     // An error is the peer's: it hung up, was idle or slow for too long or spoke something else than HTTP.
     tokio::select! {
@@ -199,6 +193,18 @@ async fn idle(requests: &Requests) -> bool {
     }
     sleep(IDLE).await;
     requests.so_far() == before
+}
+
+/// How HTTP is spoken on every connection. No `pipeline_flush`: it copies each body into a buffer that lives as long as
+/// the connection, and holds back answers for what follows a request.
+pub(crate) fn http1(idle_timeout: Duration) -> http1::Builder {
+    let mut http1 = http1::Builder::new();
+    http1
+        .timer(TokioTimer::new())
+        .header_read_timeout(idle_timeout)
+        .max_buf_size(MAX_HEAD)
+        .auto_date_header(false);
+    http1
 }
 
 /// Calls the service; a panic becomes an answer.

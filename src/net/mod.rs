@@ -12,6 +12,8 @@ mod room;
 mod unix;
 
 pub use client::{ClientError, Endpoint, PATIENCE, fetch};
+#[cfg(any(test, fuzzing))]
+pub(crate) use connection::http1;
 pub use connection::{ConnectionLimits, LINGER, Service, serve};
 pub use descriptors::raise_descriptor_limit;
 pub use listener::{BindError, Listener};
