@@ -12,8 +12,11 @@ pub use parsers::{
 };
 pub use request::{headers, query, request, sdk_body};
 
+/// What is run with each input.
+pub type Target = fn(&[u8]);
+
 /// Every target by its name.
-pub const TARGETS: &[(&str, fn(&[u8]))] = &[
+pub const TARGETS: &[(&str, Target)] = &[
     ("cache_control", cache_control),
     ("commands", commands),
     ("config", config),

@@ -110,7 +110,8 @@ pub fn field(data: &[u8]) {
         match expected.as_str() {
             Some(text) => assert_eq!(found, text.as_bytes()),
             None => {
-                assert_eq!(serde_json::from_slice::<serde_json::Value>(&found).ok().as_ref(), Some(expected))
+                let found: Option<serde_json::Value> = serde_json::from_slice(&found).ok();
+                assert_eq!(found.as_ref(), Some(expected));
             }
         }
     }

@@ -1,5 +1,7 @@
 //! One message a row, and what becomes of it.
 
+#![allow(clippy::too_many_lines, reason = "a table is as long as it is")]
+
 use super::Then::{Closed, Open};
 use super::{Then, bytes, check_next, daemon, exchange, host, read};
 
