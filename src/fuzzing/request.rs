@@ -349,6 +349,14 @@ mod tests {
     }
 
     #[test]
+    #[should_panic(expected = "a value without the token")]
+    fn a_value_that_needs_no_token_is_noticed() {
+        let mut daemon = Daemon::new("public/*");
+        daemon.tcp = Arc::clone(&daemon.unix);
+        daemon.check(b"GET /secret/public/binary HTTP/1.1\r\nHost: localhost\r\n\r\n");
+    }
+
+    #[test]
     #[should_panic(expected = "an unknown header")]
     fn a_header_that_was_smuggled_in_is_noticed() {
         let output = b"HTTP/1.1 200 OK\r\netag: x\r\nset-cookie: y\r\n\r\n".to_vec();
