@@ -61,7 +61,10 @@ async fn exchange(address: &Address, bytes: &[u8], count: usize, then: Then, wha
         Closed => assert!(connection.closes_within(PATIENCE).await, "{what}: still open, or more is said"),
         Open => {
             let again = connection.get("/secret/a/b", &[]).await;
-            assert!(again.is_ok_and(|again| again.text() == "hunter2-hunter2"), "{what}: closed, or more is said");
+            assert!(
+                again.is_ok_and(|again| again.text() == "hunter2-hunter2"),
+                "{what}: closed, or more is said"
+            );
         }
     }
     answers

@@ -125,6 +125,7 @@ fn note_values(value: &toml::Value) {
 }
 
 /// Fails the test if a value is in this text; says so only, if the test fails already.
+#[allow(clippy::print_stderr, reason = "what was searched is said where it can be looked for")]
 pub fn check(what: &str, text: &[u8]) {
     let (found, searched) = with(|secrets| (secrets.find(text), secrets.searched()));
     eprintln!("{what}: nothing of {searched:?} so far");
