@@ -21,7 +21,7 @@ use crate::support::daemon::{Daemon, Setup};
 use crate::support::eventually;
 use crate::support::fake_aws::{FakeAws, Stored};
 use crate::support::faults::Fault;
-use crate::support::leaks::Secrets;
+use crate::support::leaks::{self, Secrets};
 use crate::support::memory::{Canaries, Leftover};
 use crate::support::tls::TlsFront;
 
@@ -134,18 +134,17 @@ impl Rig {
         self.canaries.find_in(self.daemon.pid())
     }
 
-    /// That the scan finds what is there.
-    fn assert_all_are_found(&self) {
+    /// That the scan finds what is there; how many pieces of each.
+    fn assert_all_are_found(&self) -> BTreeMap<&'static str, usize> {
         let found = self.found();
-        for name in self.values.keys() {
-            let copies = found.iter().filter(|leftover| leftover.is_of(name)).count();
-            eprintln!("{name}: {copies} pieces while it is held");
-            assert!(copies > 0, "{name} is held, and not found");
-        }
+        let pieces = |name: &str| found.iter().filter(|leftover| leftover.is_of(name)).count();
+        let pieces: BTreeMap<_, _> = self.values.keys().map(|name| (*name, pieces(name))).collect();
+        assert!(pieces.values().all(|count| *count > 0), "what is held is not found: {pieces:?}");
+        pieces
     }
 
-    /// That nothing is left, after at most a moment.
-    async fn assert_none_is_found(&self, when: &str) {
+    /// That nothing is left, after at most a moment: how long that was, and what was found last.
+    async fn assert_none_is_found(&self, when: &str) -> (Duration, Vec<Leftover>) {
         let (since, mut last) = (Instant::now(), Vec::new());
         let mut found = self.found();
         // Connections to AWS are kept for a second.
@@ -154,7 +153,7 @@ impl Rig {
             last = std::mem::replace(&mut found, self.found());
         }
         assert!(found.is_empty(), "{} pieces are left {when}: {found:#?}", found.len());
-        eprintln!("nothing is left {when}, {:?} later; the last were {last:?}", since.elapsed());
+        (since.elapsed(), last)
     }
 
     async fn holds_nothing(&self) {
@@ -169,9 +168,9 @@ impl Rig {
 async fn nothing_of_a_value_is_left_after_its_eviction() {
     let mut rig = Rig::start("ttl = \"2s\"\nidle_timeout = \"4s\"", "").await;
     rig.read(1000).await;
-    rig.assert_all_are_found();
+    eprintln!("while they are held: {:?}", rig.assert_all_are_found());
     rig.holds_nothing().await;
-    rig.assert_none_is_found("after eviction").await;
+    eprintln!("gone: {:?}", rig.assert_none_is_found("after eviction").await);
     eprintln!("{} calls over {} connections", rig.aws.calls(), rig.front.connections());
 }
 
@@ -179,7 +178,7 @@ async fn nothing_of_a_value_is_left_after_its_eviction() {
 async fn nothing_of_a_value_is_left_after_its_revocation() {
     let mut rig = Rig::start("ttl = \"2s\"", "").await;
     rig.read(200).await;
-    rig.assert_all_are_found();
+    eprintln!("while they are held: {:?}", rig.assert_all_are_found());
     for name in rig.values.keys() {
         rig.aws.delete(name);
     }
@@ -191,7 +190,7 @@ async fn nothing_of_a_value_is_left_after_its_revocation() {
         .await;
     }
     rig.holds_nothing().await;
-    rig.assert_none_is_found("after revocation").await;
+    eprintln!("gone: {:?}", rig.assert_none_is_found("after revocation").await);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -199,7 +198,7 @@ async fn nothing_of_a_value_is_left_while_the_last_requests_are_finished() {
     let more = "[server]\ndrain_timeout = \"20s\"\n";
     let mut rig = Rig::start("fetch_timeout = \"15s\"", more).await;
     rig.read(200).await;
-    rig.assert_all_are_found();
+    eprintln!("while they are held: {:?}", rig.assert_all_are_found());
     rig.aws.fail_in("us-east-1", Some(Fault::Hang));
     let mut slow = Connection::open(&rig.daemon.unix()).await.unwrap();
     let path = format!("/secret/{}/slow-AbCdEf", ARN.replace("us-west-2", "us-east-1"));
@@ -210,7 +209,7 @@ async fn nothing_of_a_value_is_left_while_the_last_requests_are_finished() {
     .await;
     rig.daemon.signal("TERM");
     rig.daemon.logs("the values in memory are wiped").await;
-    rig.assert_none_is_found("while a request is being finished").await;
+    eprintln!("gone: {:?}", rig.assert_none_is_found("while a request is being finished").await);
     // That request is not forgotten.
     rig.aws.fail_in("us-east-1", None);
     let answer = slow.answer(false).await.unwrap().unwrap();
@@ -390,8 +389,8 @@ fn a_secret_in_a_log_is_noticed_in_any_form() {
         long[4900..].to_owned(),
     ];
     for leak in &leaks {
-        let log = format!("before\n{leak}\nafter");
-        assert_eq!(secrets.find(log.as_bytes()), [leak.clone()]);
+        let text = format!("before\n{leak}\nafter");
+        assert_eq!(secrets.find(text.as_bytes()), std::slice::from_ref(leak));
     }
     let searched = secrets.searched();
     assert_eq!((searched.values, searched.texts), (3, 1 + leaks.len()));
@@ -409,4 +408,5 @@ async fn a_test_whose_daemon_logs_a_secret_fails() {
     let dropped = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| drop(daemon)));
     let complaint = dropped.unwrap_err().downcast::<String>().unwrap();
     assert!(complaint.contains("a secret is in a log") && complaint.contains("planted"), "{complaint}");
+    eprintln!("so far: {:?}", leaks::searched());
 }

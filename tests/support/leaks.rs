@@ -2,6 +2,7 @@
 //! page of numbers is searched for all of them when its daemon is done with.
 
 use std::collections::{HashMap, HashSet};
+use std::io::Write;
 use std::sync::Mutex;
 
 use base64::Engine;
@@ -124,17 +125,21 @@ fn note_values(value: &toml::Value) {
     }
 }
 
+/// How much all tests of this process have searched so far.
+pub fn searched() -> Searched {
+    with(|secrets| secrets.searched())
+}
+
 /// Fails the test if a value is in this text; says so only, if the test fails already.
 #[allow(clippy::print_stderr, reason = "what was searched is said where it can be looked for")]
 pub fn check(what: &str, text: &[u8]) {
-    let (found, searched) = with(|secrets| (secrets.find(text), secrets.searched()));
-    eprintln!("{what}: nothing of {searched:?} so far");
+    let found = with(|secrets| secrets.find(text));
     if found.is_empty() {
         return;
     }
     let complaint = format!("a secret is in {what}:\n{}", found.join("\n"));
     if std::thread::panicking() {
-        eprintln!("{complaint}");
+        let _ = writeln!(std::io::stderr(), "{complaint}");
     } else {
         panic!("{complaint}");
     }
