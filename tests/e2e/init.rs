@@ -15,8 +15,8 @@ use tokio::time::{Instant, sleep};
 use crate::support::daemon::{Daemon, Setup, smcached};
 use crate::support::fake_aws::{FakeAws, Stored};
 use crate::support::faults::Fault;
-use crate::support::leaks;
 use crate::support::{ARN, free_port};
+use crate::support::{is_root, leaks};
 
 /// A user who is not us.
 const NOBODY: u32 = 65534;
@@ -134,15 +134,6 @@ fn with_umask(command: &Command) -> Command {
     shell.env_clear().envs(command.get_envs().filter_map(|(name, value)| Some((name, value?))));
     shell.current_dir(command.get_current_dir().unwrap());
     shell
-}
-
-fn is_root() -> bool {
-    let is_root = fs::metadata("/proc/self").unwrap().uid() == 0;
-    if !is_root {
-        // Past the test's captured output: nothing is left out in silence.
-        let _ = writeln!(std::io::stderr(), "NOT CHECKED: only root can run a command as another user");
-    }
-    is_root
 }
 
 /// The binary, run by another user, who need not see where it was built.
@@ -374,7 +365,7 @@ async fn an_existing_file_is_replaced_in_one_step_and_a_link_is_not_followed() {
 
 #[tokio::test]
 async fn any_user_may_run_it_and_any_other_read_the_file() {
-    if !is_root() {
+    if !is_root("run a command as another user") {
         return;
     }
     let aws = filled();

@@ -15,15 +15,14 @@ use base64::engine::general_purpose::STANDARD;
 use serde_json::json;
 use tokio::time::{Instant, sleep};
 
-use crate::support::ARN;
 use crate::support::client::{Connection, aws_json_as};
 use crate::support::daemon::{Daemon, Setup};
-use crate::support::eventually;
 use crate::support::fake_aws::{FakeAws, Stored};
 use crate::support::faults::Fault;
 use crate::support::leaks::{self, Secrets};
 use crate::support::memory::{Canaries, Leftover};
 use crate::support::tls::TlsFront;
+use crate::support::{ARN, eventually, is_root};
 
 const PATIENCE: Duration = Duration::from_secs(30);
 
@@ -166,6 +165,9 @@ impl Rig {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn nothing_of_a_value_is_left_after_its_eviction() {
+    if !is_root("read the memory of another process") {
+        return;
+    }
     let mut rig = Rig::start("ttl = \"2s\"\nidle_timeout = \"4s\"", "").await;
     rig.read(1000).await;
     eprintln!("while they are held: {:?}", rig.assert_all_are_found());
@@ -176,6 +178,9 @@ async fn nothing_of_a_value_is_left_after_its_eviction() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn nothing_of_a_value_is_left_after_its_revocation() {
+    if !is_root("read the memory of another process") {
+        return;
+    }
     let mut rig = Rig::start("ttl = \"2s\"", "").await;
     rig.read(200).await;
     eprintln!("while they are held: {:?}", rig.assert_all_are_found());
@@ -195,6 +200,9 @@ async fn nothing_of_a_value_is_left_after_its_revocation() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn nothing_of_a_value_is_left_while_the_last_requests_are_finished() {
+    if !is_root("read the memory of another process") {
+        return;
+    }
     let more = "[server]\ndrain_timeout = \"20s\"\n";
     let mut rig = Rig::start("fetch_timeout = \"15s\"", more).await;
     rig.read(200).await;
@@ -290,6 +298,9 @@ fn nobody_may_read(pid: u32) -> bool {
 
 #[tokio::test]
 async fn another_process_of_the_same_user_cannot_look_into_its_memory() {
+    if !is_root("run a daemon as another user") {
+        return;
+    }
     let directory = tempfile::tempdir().unwrap();
     fs::set_permissions(directory.path(), fs::Permissions::from_mode(0o777)).unwrap();
     if !nobody_may_read(Sleeper::start(AS_NOBODY, directory.path()).0.id()) {
@@ -319,6 +330,9 @@ async fn another_process_of_the_same_user_cannot_look_into_its_memory() {
 
 #[tokio::test]
 async fn what_a_daemon_needs_is_there_after_it_gave_up_root() {
+    if !is_root("run a daemon as another user") {
+        return;
+    }
     let as_nobody = "[process]\nuser = \"65534\"\ngroup = \"65534\"";
     let setup = Setup::with_file("[[secret]]\nname = \"a/b\"\nstring = \"hunter2-hunter2\"\n");
     let daemon = setup.under(&["/usr/bin/env"]).section(as_nobody).start().await;
@@ -342,6 +356,9 @@ async fn what_a_daemon_needs_is_there_after_it_gave_up_root() {
 
 #[tokio::test]
 async fn a_user_whom_nobody_knows_or_who_cannot_be_had_is_a_wrong_configuration() {
+    if !is_root("run a daemon as another user") {
+        return;
+    }
     let process = |user: &str| Setup::with_file("").section(&format!("[process]\nuser = \"{user}\""));
     let mut unknown = process("no-such-user").launch();
     assert_eq!(unknown.exit().await.code(), Some(2));
@@ -353,6 +370,9 @@ async fn a_user_whom_nobody_knows_or_who_cannot_be_had_is_a_wrong_configuration(
 
 #[tokio::test]
 async fn commands_that_are_run_may_dump_core_and_the_daemons_files_are_its_own() {
+    if !is_root("run a daemon as another user") {
+        return;
+    }
     let daemon = Setup::with_file("[[secret]]\nname = \"a/b\"\nstring = \"hunter2-hunter2\"\n").start().await;
     assert!(daemon.log().contains("runs as root"), "{}", daemon.log());
     assert_eq!(fs::metadata(daemon.path(".s.sock.lock")).unwrap().mode() & 0o777, 0o600);

@@ -17,7 +17,10 @@ pub mod proxy;
 pub mod python;
 pub mod tls;
 
+use std::fs;
+use std::io::Write;
 use std::net::{Ipv4Addr, TcpListener};
+use std::os::unix::fs::MetadataExt;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -53,4 +56,14 @@ pub fn free_ports<const N: usize>() -> [u16; N] {
 /// A path in the repository.
 pub fn in_repository(path: &str) -> PathBuf {
     PathBuf::from(env!("CARGO_MANIFEST_DIR")).join(path)
+}
+
+/// Whether the tests run as root; if not, says that they cannot do `what`.
+pub fn is_root(what: &str) -> bool {
+    let is_root = fs::metadata("/proc/self").unwrap().uid() == 0;
+    if !is_root {
+        // Past the test's captured output: nothing is left out in silence.
+        let _ = writeln!(std::io::stderr(), "NOT CHECKED: only root can {what}");
+    }
+    is_root
 }
