@@ -411,3 +411,25 @@ async fn a_secret_made_anew_under_its_name_replaces_the_old_one() {
     assert_eq!(text(&rig.read("team-a/db").await.unwrap()), "anew");
     assert!(!rig.cache.holds(&rig.key(&format!("{ARN}/team-a/db-AbCdEf"))));
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_closed_cache_holds_nothing_and_still_answers_those_who_wait() {
+    let rig = Rig::new();
+    rig.source.put("team-a/other", 1);
+    rig.read("team-a/db").await.unwrap();
+    rig.source.delay(SECOND);
+    let waiting = tokio::spawn({
+        let (cache, key) = (rig.cache.clone(), rig.key("team-a/other"));
+        async move { cache.read(&key, &Demand::default()).await.map(|answer| Arc::downgrade(&answer.held)) }
+    });
+    pass(SECOND / 2).await;
+    let held = Arc::downgrade(&rig.cache.shared.store.find(&rig.key("team-a/db")).unwrap().held().unwrap());
+    rig.cache.close();
+    assert_eq!((rig.cache.view().summary().entries, held.strong_count()), (0, 0));
+    // What lands later goes to who asked for it, and with them.
+    let answered = waiting.await.unwrap().unwrap();
+    pass(SECOND).await;
+    assert_eq!((rig.cache.view().summary().entries, answered.strong_count()), (0, 0));
+    assert_eq!(text(&rig.read("team-a/db").await.unwrap()), "team-a/db 1");
+    assert_eq!(rig.cache.view().summary().entries, 0);
+}
