@@ -308,6 +308,41 @@ async fn a_project_writes_nothing_that_its_owner_may_not_read() {
     fs::remove_dir_all("/tmp/smcached-test-2001").unwrap();
 }
 
+/// As in the guide for nodes with several tenants.
+#[tokio::test]
+async fn each_tenant_has_a_socket_in_a_directory_of_its_own() {
+    let secret = |team: &str| format!("[[secret]]\nname = \"{team}/db\"\nstring = \"the value of {team}\"\n");
+    let listener = |team: &str, mode: &str| {
+        format!(
+            "[[listener]]\nunix = \"ns/{team}/s.sock\"\nmode = \"0666\"\ngroup = \"2100\"\ndirectory_mode = \"{mode}\"\n\
+             allow_secrets = [\"{team}/*\"]"
+        )
+    };
+    let daemon = Setup::with_file(&(secret("team-a") + &secret("team-b")))
+        .section(&listener("team-a", "0755"))
+        .section(&listener("team-b", "0750"))
+        .start()
+        .await;
+    fs::set_permissions(daemon.path(""), Permissions::from_mode(0o755)).unwrap();
+    let mode = |path: &str| fs::metadata(daemon.path(path)).unwrap().permissions().mode() & 0o777;
+    assert_eq!([mode("ns"), mode("ns/team-a"), mode("ns/team-b")], [0o755, 0o755, 0o750]);
+    let read = |gid: u32, socket: &str, team: &str| {
+        let mut curl = Command::new("curl");
+        curl.uid(2001).gid(gid).current_dir("/").args([
+            "--silent",
+            "--write-out",
+            "%{http_code}",
+            "--unix-socket",
+        ]);
+        curl.arg(daemon.path(&format!("ns/{socket}/s.sock")))
+            .arg(format!("http://localhost/secret/{team}/db"));
+        split_status(curl.output().unwrap()).0
+    };
+    assert_eq!([read(2001, "team-a", "team-a"), read(2001, "team-a", "team-b")], [200, 403]);
+    assert_eq!([read(2100, "team-b", "team-b"), read(2100, "team-b", "team-a")], [200, 403]);
+    assert_eq!(read(2001, "team-b", "team-b"), 0, "the directory is for its group");
+}
+
 #[tokio::test]
 async fn a_policy_takes_effect_with_a_reload() {
     let daemon = Setup::with_file("[[secret]]\nname = \"team-a/db\"\nstring = \"the value of team a\"\n")
