@@ -235,6 +235,10 @@ impl Cache {
             }
             _ if demand.only_if_cached && too_old => Err(ReadError::NotHeld),
             _ if demand.only_if_cached => Ok(served(held, Served::StaleIfError, age)),
+            // That the value is too old is the reader's opinion alone, and each of its reads would cost a call.
+            Freshness::Fresh if !self.shared.may_revalidate(slot, demand.payer) => {
+                Ok(served(held, Served::Hit, age))
+            }
             _ => self.revalidate(slot, held, now).await,
         }
     }
@@ -248,19 +252,29 @@ impl Cache {
         until: Instant,
         is_known: impl Fn(&Held) -> bool,
     ) -> Result<Answer, ReadError> {
-        let mut answer = self.read(key, demand).await?;
+        let answer = self.read(key, demand).await?;
+        self.next(key, answer, demand.payer, until, is_known).await
+    }
+
+    /// While the reader knows this answer, waits for another version; as [`Cache::read_next`].
+    pub async fn next(
+        &self,
+        key: &SecretKey,
+        mut answer: Answer,
+        payer: Option<Payer>,
+        until: Instant,
+        is_known: impl Fn(&Held) -> bool,
+    ) -> Result<Answer, ReadError> {
+        let demand = Demand { payer, ..Demand::default() };
         while is_known(&answer.held) && Instant::now() < until {
-            let Some(slot) = self.shared.store.find(key) else {
-                // Evicted while being read.
-                answer = self.read(key, &Demand::default()).await?;
-                continue;
-            };
+            // Where it was evicted at once there is no room for it, and nothing to wait on.
+            let Some(slot) = self.shared.store.find(key) else { break };
             let watch = slot.watch();
             // Nobody may have used it until now, so it may have been due and not been refreshed.
             self.shared.agenda.reconsider(&slot, Instant::now());
             let in_time = timeout_at(until, watch.changed(&answer.held)).await.is_ok();
             drop(watch);
-            answer = self.read(key, &Demand::default()).await?;
+            answer = self.read(key, &demand).await?;
             if !in_time {
                 break;
             }
@@ -526,6 +540,16 @@ impl Shared {
             return Ok(());
         }
         slot.take_forced(Instant::now())
+    }
+
+    /// Whether a read may have a fresh value revalidated: bounded for the secret as `no-cache` is, and for the caller.
+    fn may_revalidate(&self, slot: &Slot, payer: Option<Payer>) -> bool {
+        if self.flights.has(&slot.key) {
+            return true;
+        }
+        let allowance = Allowance::per_second(self.settings.load().calls.rate_per_caller);
+        let may_pay = |payer| self.budgets.take(payer, allowance, Instant::now()).is_ok();
+        self.may_force(slot).is_ok() && payer.is_none_or(may_pay)
     }
 
     fn is_pinned(&self, key: &SecretKey) -> bool {

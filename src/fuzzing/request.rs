@@ -149,7 +149,7 @@ impl Daemon {
     /// One connection, from its first byte to its end, as `net` serves it.
     fn exchange(&self, service: &Arc<SecretService>, peer: Peer, input: &[u8]) -> Exchange {
         let methods = Mutex::new(Vec::new());
-        let session = service.connected(peer);
+        let session = service.connected(peer, Arc::default());
         let answer = service_fn(|request: hyper::Request<hyper::body::Incoming>| {
             methods.lock().unwrap_or_else(PoisonError::into_inner).push(request.method().clone());
             async { Ok::<_, Infallible>(service.call(request, &session).await) }

@@ -6,7 +6,7 @@ use std::future::Future;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use hyper::body::Incoming;
@@ -29,7 +29,7 @@ pub trait Service: Send + Sync + 'static {
     type Session: Send + Sync + 'static;
 
     /// Somebody has connected.
-    fn connected(&self, peer: Peer) -> Self::Session;
+    fn connected(&self, peer: Peer, activity: Arc<Activity>) -> Self::Session;
 
     /// Answers one request.
     fn call(
@@ -66,10 +66,6 @@ pub const LINGER: Duration = Duration::from_millis(500);
 /// How long to wait when the system has no descriptors left, before accepting again.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 
-/// A connection that gives way must have been idle for so long: a client that sends one request after the other is
-/// not cut off between two of them.
-const IDLE: Duration = Duration::from_millis(100);
-
 /// Accepts connections and serves them until the drain starts; returns when no more are accepted.
 /// Connections under way hold the drain up until they end.
 pub async fn serve<S: Service>(
@@ -84,23 +80,28 @@ pub async fn serve<S: Service>(
         tokio::spawn(connection(stream, peer, Arc::clone(&service), limits, drain.clone(), place));
     };
     loop {
-        let next = async {
-            let (stream, peer) = listener.accept().await?;
-            // One that cannot be served yet waits here, all others in the kernel's queue.
-            let place = room.place_for(peer).await;
-            Ok::<_, std::io::Error>((stream, peer, place))
-        };
-        tokio::select! {
+        let accepted = tokio::select! {
             biased;
             () = drain.started() => break,
-            accepted = next => match accepted {
-                Ok((stream, peer, Some(place))) => spawn(stream, peer, place, &drain),
-                Ok((stream, _, None)) => stream.turn_away(),
-                Err(error) => {
-                    tracing::warn!(listener = listener.label(), %error, "a connection could not be accepted");
-                    sleep(ACCEPT_PAUSE).await;
-                }
-            },
+            accepted = listener.accept() => accepted,
+        };
+        let (stream, peer) = match accepted {
+            Ok(accepted) => accepted,
+            Err(error) => {
+                tracing::warn!(listener = listener.label(), %error, "a connection could not be accepted");
+                sleep(ACCEPT_PAUSE).await;
+                continue;
+            }
+        };
+        // One that cannot be served yet waits here, all others in the kernel's queue.
+        let place = tokio::select! {
+            biased;
+            place = room.place_for(peer) => place,
+            () = drain.started() => room.place_at_once(peer),
+        };
+        match place {
+            Some(place) => spawn(stream, peer, place, &drain),
+            None => stream.turn_away(),
         }
     }
     // Nobody finds the way in any more; those who are in the queue did, and are served.
@@ -118,30 +119,55 @@ struct Shared<S: Service> {
     service: Arc<S>,
     session: S::Session,
     draining: DrainWatcher,
-    requests: Arc<Requests>,
+    activity: Arc<Activity>,
 }
 
-/// The requests of one connection: how many have begun, twice that, and one more while one is being answered.
+/// What a connection is at.
 #[derive(Debug, Default)]
-pub(super) struct Requests(AtomicU64);
+pub struct Activity {
+    /// How many requests have begun, twice that, and one more while one is being answered.
+    requests: AtomicU64,
+    /// The peer is to send the rest of a request.
+    is_receiving: AtomicBool,
+    /// The peer is to take the rest of an answer.
+    is_sending: AtomicBool,
+}
 
-impl Requests {
-    fn begin(&self) {
-        self.0.fetch_or(1, Ordering::Relaxed);
+impl Activity {
+    pub(super) fn begin(&self) {
+        self.requests.fetch_or(1, Ordering::Relaxed);
     }
 
-    fn end(&self) {
-        self.0.fetch_add(1, Ordering::Relaxed);
+    pub(super) fn end(&self) {
+        self.requests.fetch_add(1, Ordering::Relaxed);
     }
 
     /// Another number after each request.
     pub(super) fn so_far(&self) -> u64 {
-        self.0.load(Ordering::Relaxed)
+        self.requests.load(Ordering::Relaxed)
     }
 
-    /// Whether one is being answered.
+    /// Whether a request is being answered.
     pub(super) fn is_busy(&self) -> bool {
         self.so_far() % 2 == 1
+    }
+
+    pub(super) fn set_sending(&self, is_sending: bool) {
+        self.is_sending.store(is_sending, Ordering::Relaxed);
+    }
+
+    /// Waits for more of a request. A connection may give way meanwhile: the time is the peer's and not ours.
+    pub async fn receiving<T>(&self, body: impl Future<Output = T>) -> T {
+        self.is_receiving.store(true, Ordering::Relaxed);
+        let body = body.await;
+        self.is_receiving.store(false, Ordering::Relaxed);
+        body
+    }
+
+    /// Whether nobody would miss the connection at this moment.
+    pub(super) fn is_idle(&self) -> bool {
+        let is_busy = self.is_busy() && !self.is_receiving.load(Ordering::Relaxed);
+        !is_busy && !self.is_sending.load(Ordering::Relaxed)
     }
 }
 
@@ -153,29 +179,29 @@ async fn connection<S: Service>(
     mut drain: DrainWatcher,
     place: Place,
 ) {
-    let requests = Arc::new(Requests::default());
-    let session = service.connected(peer);
+    let activity = Arc::new(Activity::default());
+    let session = service.connected(peer, Arc::clone(&activity));
     let shared =
-        Arc::new(Shared { service, session, draining: drain.clone(), requests: Arc::clone(&requests) });
+        Arc::new(Shared { service, session, draining: drain.clone(), activity: Arc::clone(&activity) });
     let answer = service_fn(|request| {
         let shared = Arc::clone(&shared);
         async move {
-            shared.requests.begin();
+            shared.activity.begin();
             let mut response = call_caught(&*shared.service, request, &shared.session).await;
-            shared.requests.end();
+            shared.activity.end();
             if shared.draining.has_started() {
                 response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
             }
             Ok::<_, Infallible>(response)
         }
     });
-    let stream = Timed::new(stream, limits.patience, Arc::clone(&requests));
+    let stream = Timed::new(stream, limits.patience, Arc::clone(&activity));
     let connection = http1(limits.idle_timeout).serve_connection(TokioIo::new(stream), answer);
     let mut connection = pin!(connection);
     // An error is the peer's: it hung up, was idle or slow for too long or spoke something else than HTTP.
     tokio::select! {
         _ = connection.as_mut() => return,
-        () = place.given_up(|| idle(&requests)) => return,
+        () = place.given_up(&activity) => return,
         () = drain.started() => {}
     }
     tokio::select! {
@@ -183,16 +209,6 @@ async fn connection<S: Service>(
         () = sleep(LINGER) => connection.as_mut().graceful_shutdown(),
     }
     let _ = connection.await;
-}
-
-/// Whether no request comes for a moment, nor is being answered.
-async fn idle(requests: &Requests) -> bool {
-    let before = requests.so_far();
-    if requests.is_busy() {
-        return false;
-    }
-    sleep(IDLE).await;
-    requests.so_far() == before
 }
 
 /// How HTTP is spoken on every connection. No `pipeline_flush`: it copies each body into a buffer that lives as long as
@@ -239,7 +255,7 @@ mod tests {
     impl Service for Moody {
         type Session = ();
 
-        fn connected(&self, _peer: Peer) {}
+        fn connected(&self, _peer: Peer, _activity: Arc<Activity>) {}
 
         async fn call(&self, request: Request<Incoming>, (): &()) -> Response<Body> {
             match request.uri().path() {

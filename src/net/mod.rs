@@ -14,7 +14,7 @@ mod unix;
 pub use client::{ClientError, Endpoint, PATIENCE, fetch};
 #[cfg(any(test, fuzzing))]
 pub(crate) use connection::http1;
-pub use connection::{ConnectionLimits, LINGER, Service, serve};
+pub use connection::{Activity, ConnectionLimits, LINGER, Service, serve};
 pub use descriptors::raise_descriptor_limit;
 pub use listener::{BindError, Listener};
 pub use ownership::{Ownership, UnknownOwner};

@@ -10,7 +10,7 @@ use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::time::{Sleep, sleep};
 
-use super::connection::Requests;
+use super::connection::Activity;
 use super::listener::Stream;
 
 /// How long a peer may take.
@@ -26,7 +26,7 @@ pub struct Patience {
 pub(super) struct Timed {
     stream: Stream,
     patience: Patience,
-    requests: Arc<Requests>,
+    activity: Arc<Activity>,
     /// The number of requests before the one of which a part has been read.
     partial: Option<u64>,
     head: Option<Pin<Box<Sleep>>>,
@@ -34,13 +34,14 @@ pub(super) struct Timed {
 }
 
 impl Timed {
-    pub(super) fn new(stream: Stream, patience: Patience, requests: Arc<Requests>) -> Self {
-        Self { stream, patience, requests, partial: None, head: None, answer: None }
+    pub(super) fn new(stream: Stream, patience: Patience, activity: Arc<Activity>) -> Self {
+        Self { stream, patience, activity, partial: None, head: None, answer: None }
     }
 
     /// What a write came to; one that waits does not wait for ever.
     fn written(&mut self, cx: &mut Context<'_>, written: Poll<io::Result<usize>>) -> Poll<io::Result<usize>> {
         if written.is_pending() {
+            self.activity.set_sending(true);
             ready!(expired(&mut self.answer, self.patience.answer, cx));
             return Poll::Ready(Err(io::ErrorKind::TimedOut.into()));
         }
@@ -58,14 +59,14 @@ impl AsyncRead for Timed {
         let this = self.get_mut();
         let before = buf.filled().len();
         let read = Pin::new(&mut this.stream).poll_read(cx, buf);
-        let so_far = this.requests.so_far();
+        let so_far = this.activity.so_far();
         if read.is_ready() {
             if buf.filled().len() > before && this.partial != Some(so_far) {
                 (this.partial, this.head) = (Some(so_far), None);
             }
             return read;
         }
-        if this.partial == Some(so_far) && !this.requests.is_busy() {
+        if this.partial == Some(so_far) && !this.activity.is_busy() {
             ready!(expired(&mut this.head, this.patience.head, cx));
             return Poll::Ready(Err(io::ErrorKind::TimedOut.into()));
         }
@@ -98,7 +99,9 @@ impl AsyncWrite for Timed {
     /// hyper flushes when all of an answer is written.
     fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let this = self.get_mut();
-        this.answer = None;
+        if this.answer.take().is_some() {
+            this.activity.set_sending(false);
+        }
         Pin::new(&mut this.stream).poll_flush(cx)
     }
 

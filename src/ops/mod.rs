@@ -3,6 +3,8 @@
 
 mod status;
 
+use std::sync::Arc;
+
 use bytes::Bytes;
 use http_body_util::Full;
 use hyper::body::Incoming;
@@ -14,7 +16,7 @@ use self::status::Status;
 use crate::cache::CacheView;
 use crate::lifecycle::Readiness;
 use crate::metrics::{Metrics, RouteMetrics};
-use crate::net::{Body, Peer, Service};
+use crate::net::{Activity, Body, Peer, Service};
 
 /// The text format of Prometheus
 /// (<https://prometheus.io/docs/instrumenting/exposition_formats/#text-based-format>).
@@ -105,7 +107,7 @@ impl OpsService {
 impl Service for OpsService {
     type Session = ();
 
-    fn connected(&self, _peer: Peer) {}
+    fn connected(&self, _peer: Peer, _activity: Arc<Activity>) {}
 
     async fn call(&self, request: Request<Incoming>, (): &()) -> Response<Body> {
         let start = Instant::now();

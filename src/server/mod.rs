@@ -30,13 +30,13 @@ use self::headers::HitHeaders;
 use self::problem::Problem;
 use self::router::Route;
 pub use self::visit::Visitor;
-use self::visit::{Notes, Visit};
+use self::visit::{Note, Notes, Visit};
 use crate::access::Gate;
 use crate::audit::{Audit, Event};
 use crate::cache::Cache;
 use crate::lifecycle::Readiness;
 use crate::metrics::{HttpMetrics, RouteMetrics};
-use crate::net::{Body, Peer, Service};
+use crate::net::{Activity, Body, Peer, Service};
 use crate::secret::Resolver;
 
 /// What all secret listeners share.
@@ -170,7 +170,7 @@ impl SecretService {
     ) -> Result<Response<Body>, Problem> {
         let route = Route::of(request.method(), request.uri().path());
         let rules = self.enter(&request, route, visitor)?;
-        let visit = Visit::new(&self.shared, &rules.gate, visitor, notes);
+        let visit = Visit::new(&self.shared, &self.rules, &rules.gate, visitor, notes);
         match route {
             Route::Secret(raw) => native::read(&visit, &request, raw, &self.waiting).await,
             Route::AgentQuery => agent::read(&visit, &request, None).await,
@@ -194,8 +194,7 @@ impl SecretService {
     }
 
     /// A line of the audit trail for each secret that a request was about, and one for a request that came to none.
-    fn report(&self, event: &Event, notes: Notes, refusal: Option<&'static str>) {
-        let mut notes = notes.into_inner();
+    fn report(&self, event: &Event, mut notes: Vec<Note>, refusal: Option<&'static str>) {
         match (refusal, notes.last_mut()) {
             (Some(code), None) => self.shared.audit.record(Event { outcome: code, ..event.clone() }),
             // It was read, and then there was no such field.
@@ -226,8 +225,8 @@ impl SecretService {
 impl Service for SecretService {
     type Session = Visitor;
 
-    fn connected(&self, peer: Peer) -> Visitor {
-        Visitor::new(self.number, peer)
+    fn connected(&self, peer: Peer, activity: Arc<Activity>) -> Visitor {
+        Visitor::new(self.number, peer, activity)
     }
 
     async fn call(&self, request: Request<Incoming>, visitor: &Visitor) -> Response<Body> {
@@ -241,7 +240,8 @@ impl Service for SecretService {
         let notes = Notes::default();
         let answer = self.answer(request, visitor, &notes).await;
         let refusal = answer.as_ref().err().map(|problem| (problem.code(), problem.rejection()));
-        if let Some((_, Some(reason))) = refusal {
+        let (notes, rejections) = notes.into_inner();
+        for reason in rejections.into_iter().chain(refusal.and_then(|(_, rejection)| rejection)) {
             self.http.rejected(&self.label, reason);
         }
         let mut response = answer.unwrap_or_else(|problem| problem.into_response(dialect));

@@ -1,21 +1,26 @@
 //! A caller's way to the cache, whatever API it came by: what it may read, and what that may cost.
 
-use std::future::Future;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
+use arc_swap::ArcSwap;
 use hyper::header::{HeaderMap, HeaderName};
+use tokio::sync::Semaphore;
+use tokio::time::Instant;
 
-use super::Shared;
 use super::api::cache_status::failed;
 use super::problem::Problem;
-use crate::access::{Caller, Denied, Gate, Permit, User};
+use super::{Rules, Shared};
+use crate::access::{Caller, Gate, User};
 use crate::audit::{Event, program_of};
-use crate::cache::{Answer, Demand, Payer, ReadError, Served};
-use crate::net::Peer;
-use crate::secret::SecretKey;
+use crate::cache::{Answer, Demand, Held, Payer, ReadError, Served};
+use crate::net::{Activity, Peer};
+use crate::secret::{MAX_ID_BYTES, SecretKey};
 
 /// What a client calls its request.
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
+
+/// As much of it is kept, in bytes: events may wait by the thousand.
+const MAX_REQUEST_ID: usize = 64;
 
 /// Who is at the other end of a connection.
 #[derive(Debug)]
@@ -25,17 +30,18 @@ pub struct Visitor {
     /// Looked up when it is first needed: later the process may have ended.
     program: OnceLock<Option<Arc<str>>>,
     payer: Payer,
+    activity: Arc<Activity>,
 }
 
 impl Visitor {
     /// Somebody who connected to the listener of this number.
-    pub(super) fn new(listener: u32, peer: Peer) -> Self {
+    pub(super) fn new(listener: u32, peer: Peer, activity: Arc<Activity>) -> Self {
         let (user, pid) = match peer {
             Peer::Unix { uid, gid, pid } => (Some(User { uid, gid }), pid),
             Peer::Tcp(_) => (None, None),
         };
         let payer = Payer { listener, uid: user.map(|user| user.uid) };
-        Self { user, pid, program: OnceLock::new(), payer }
+        Self { user, pid, program: OnceLock::new(), payer, activity }
     }
 
     /// What the gate looks at.
@@ -46,7 +52,10 @@ impl Visitor {
     /// What the audit trail says of every request of this visitor.
     pub(super) fn event(&self, listener: &Arc<str>, request: &HeaderMap) -> Event {
         let program = self.program.get_or_init(|| self.pid.and_then(program_of));
-        let request_id = request.get(REQUEST_ID).map(|id| String::from_utf8_lossy(id.as_bytes()).into());
+        let request_id = request.get(REQUEST_ID).map(|id| {
+            let id = id.as_bytes();
+            String::from_utf8_lossy(&id[..id.len().min(MAX_REQUEST_ID)]).into()
+        });
         Event {
             listener: Arc::clone(listener),
             uid: self.user.map(|user| user.uid),
@@ -72,25 +81,50 @@ pub(super) struct Note {
 #[derive(Debug)]
 pub(super) struct Visit<'a> {
     pub(super) shared: &'a Shared,
+    /// What holds now, while a request may wait.
+    rules: &'a ArcSwap<Rules>,
+    /// What held when the request came.
     gate: &'a Gate,
     visitor: &'a Visitor,
     /// For the audit trail; empty where there is none.
     notes: &'a Notes,
 }
 
-/// The secrets that a request was about.
+/// What is to be said of a request besides its answer.
 #[derive(Debug, Default)]
-pub(super) struct Notes(Mutex<Vec<Note>>);
+pub(super) struct Notes {
+    /// The secrets that it was about.
+    secrets: Mutex<Vec<Note>>,
+    /// Why parts of it were refused.
+    rejections: Mutex<Vec<&'static str>>,
+}
 
 impl Notes {
-    pub(super) fn into_inner(self) -> Vec<Note> {
-        self.0.into_inner().unwrap_or_else(PoisonError::into_inner)
+    fn push(&self, note: Note) {
+        self.secrets.lock().unwrap_or_else(PoisonError::into_inner).push(note);
+    }
+
+    /// The secrets, and the reasons of refusals.
+    pub(super) fn into_inner(self) -> (Vec<Note>, Vec<&'static str>) {
+        let secrets = self.secrets.into_inner().unwrap_or_else(PoisonError::into_inner);
+        (secrets, self.rejections.into_inner().unwrap_or_else(PoisonError::into_inner))
     }
 }
 
 impl<'a> Visit<'a> {
-    pub(super) fn new(shared: &'a Shared, gate: &'a Gate, visitor: &'a Visitor, notes: &'a Notes) -> Self {
-        Self { shared, gate, visitor, notes }
+    pub(super) fn new(
+        shared: &'a Shared,
+        rules: &'a ArcSwap<Rules>,
+        gate: &'a Gate,
+        visitor: &'a Visitor,
+        notes: &'a Notes,
+    ) -> Self {
+        Self { shared, rules, gate, visitor, notes }
+    }
+
+    /// What the visitor's connection is at.
+    pub(super) fn activity(&self) -> &Activity {
+        &self.visitor.activity
     }
 
     /// Whether the visitor may have the daemon assume this role.
@@ -100,24 +134,62 @@ impl<'a> Visit<'a> {
 
     /// One read, at the visitor's expense.
     pub(super) async fn read(&self, key: &SecretKey, demand: Demand) -> Result<Answer, Problem> {
-        self.read_by(key, demand, |demand| async move { self.shared.cache.read(key, &demand).await }).await
+        let read = self.try_read(key, demand).await.and_then(|answer| answer.map_err(failed));
+        self.note(key, &read);
+        read
     }
 
-    /// Reads by `read`, which is given what is asked of the cache. Before that it is settled whether the visitor may
-    /// ask, so that nobody learns what exists who may not read it; and after it whether what came is what it may have.
-    pub(super) async fn read_by<F>(
+    /// As [`Visit::read`]; while the visitor knows what is held, waits for another version in one of the `places`, at most
+    /// until `until`. What the rules say then counts, whatever they said before.
+    pub(super) async fn read_changed(
         &self,
         key: &SecretKey,
         demand: Demand,
-        read: impl FnOnce(Demand) -> F,
-    ) -> Result<Answer, Problem>
-    where
-        F: Future<Output = Result<Answer, ReadError>>,
-    {
-        let read = self.try_read_by(key, demand, read).await;
-        let read = read.and_then(|answer| answer.map_err(failed));
+        until: Instant,
+        is_known: impl Fn(&Held) -> bool,
+        places: &Semaphore,
+        token: Option<&[u8]>,
+    ) -> Result<Answer, Problem> {
+        let read = async {
+            let answer = self.try_read(key, demand).await?.map_err(failed)?;
+            if !is_known(&answer.held) || Instant::now() >= until {
+                return Ok(answer);
+            }
+            let _place = places.try_acquire().map_err(|_| Problem::too_many_waiting())?;
+            let (cache, payer) = (&self.shared.cache, Some(self.visitor.payer));
+            let held = answer.clone();
+            let answer = tokio::select! {
+                biased;
+                answer = cache.next(key, answer, payer, until, is_known) => answer.map_err(failed)?,
+                // Nobody is to be waited for at the end.
+                () = self.shared.readiness.draining() => held,
+            };
+            let rules = self.rules.load();
+            rules.gate.admit(&self.visitor.caller(token))?;
+            let permit = rules.gate.may_ask(self.visitor.user, key)?;
+            rules.gate.may_have(self.visitor.user, permit, &answer.held.version)?;
+            Ok(answer)
+        };
+        let read = read.await;
         self.note(key, &read);
         read
+    }
+
+    /// As [`Visit::read`], for those who want to know how the cache failed, and note themselves what came of it. Before the
+    /// read it is settled whether the visitor may ask, so that nobody learns what exists who may not read it; and after
+    /// it whether what came is what it may have.
+    pub(super) async fn try_read(
+        &self,
+        key: &SecretKey,
+        demand: Demand,
+    ) -> Result<Result<Answer, ReadError>, Problem> {
+        let permit = self.gate.may_ask(self.visitor.user, key)?;
+        let demand = Demand { payer: Some(self.visitor.payer), ..demand };
+        let answer = self.shared.cache.read(key, &demand).await;
+        if let Ok(answer) = &answer {
+            self.gate.may_have(self.visitor.user, permit, &answer.held.version)?;
+        }
+        Ok(answer)
     }
 
     /// Has the audit trail say what became of a secret.
@@ -125,10 +197,11 @@ impl<'a> Visit<'a> {
         if !self.shared.audit.is_on() {
             return;
         }
-        let note = match read {
+        let secret_id = key.id.to_shared();
+        self.notes.push(match read {
             Ok(answer) => Note {
-                secret_id: key.id.to_shared(),
-                version_id: Some(Arc::clone(&answer.held.version.version_id)),
+                secret_id,
+                version_id: Some(&answer.held.version.version_id).filter(|id| !id.is_empty()).cloned(),
                 outcome: match answer.served {
                     Served::Hit => "hit",
                     Served::StaleWhileRevalidate | Served::StaleIfError => "stale",
@@ -136,32 +209,22 @@ impl<'a> Visit<'a> {
                 },
                 age: Some(answer.age.as_secs()),
             },
-            Err(problem) => {
-                Note { secret_id: key.id.to_shared(), version_id: None, outcome: problem.code(), age: None }
-            }
-        };
-        self.notes.0.lock().unwrap_or_else(PoisonError::into_inner).push(note);
+            Err(problem) => Note { secret_id, version_id: None, outcome: problem.code(), age: None },
+        });
     }
 
-    /// As [`Visit::read_by`], for those who want to know how the cache failed, and note themselves what came of it.
-    pub(super) async fn try_read_by<F>(
-        &self,
-        key: &SecretKey,
-        demand: Demand,
-        read: impl FnOnce(Demand) -> F,
-    ) -> Result<Result<Answer, ReadError>, Problem>
-    where
-        F: Future<Output = Result<Answer, ReadError>>,
-    {
-        let permit = self.gate.may_ask(self.visitor.user, key)?;
-        let answer = read(Demand { payer: Some(self.visitor.payer), ..demand }).await;
-        if let Ok(answer) = &answer {
-            self.may_have(permit, answer)?;
+    /// Has the audit trail say that what was asked for is the id of no secret.
+    pub(super) fn note_malformed(&self, id: &str, problem: &Problem) {
+        if self.shared.audit.is_on() {
+            let secret_id = id.chars().take(MAX_ID_BYTES).collect::<String>().into();
+            self.notes.push(Note { secret_id, version_id: None, outcome: problem.code(), age: None });
         }
-        Ok(answer)
     }
 
-    fn may_have(&self, permit: Permit, answer: &Answer) -> Result<(), Denied> {
-        self.gate.may_have(self.visitor.user, permit, &answer.held.version)
+    /// Has a refusal counted that is only a part of an answer.
+    pub(super) fn note_rejection(&self, problem: &Problem) {
+        if let Some(reason) = problem.rejection() {
+            self.notes.rejections.lock().unwrap_or_else(PoisonError::into_inner).push(reason);
+        }
     }
 }

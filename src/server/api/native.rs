@@ -16,6 +16,7 @@ use super::query::{self, QueryError};
 use crate::cache::{Answer, Demand, Held};
 use crate::net::Body;
 use crate::secret::{Field, SecretPath, SecretVersion, VersionSelector};
+use crate::server::guards::presented_token;
 use crate::server::headers::{HitHeaders, rendered};
 use crate::server::problem::Problem;
 use crate::server::visit::Visit;
@@ -46,17 +47,8 @@ pub(in crate::server) async fn read<B>(
         return render(&shared.hit_headers, &answer, field, headers);
     };
     let until = Instant::now() + wait;
-    let _place = waiting.try_acquire().map_err(|_| Problem::too_many_waiting())?;
-    let key = &key;
-    let read = |demand: Demand| async move {
-        let is_known = |held: &Held| is_known(headers, &etag(held, field));
-        tokio::select! {
-            answer = shared.cache.read_next(key, &demand, until, is_known) => answer,
-            // Nobody is to be waited for at the end.
-            () = shared.readiness.draining() => shared.cache.read(key, &Demand::default()).await,
-        }
-    };
-    let answer = visit.read_by(key, demand, read).await?;
+    let is_known = |held: &Held| is_known(headers, &etag(held, field));
+    let answer = visit.read_changed(&key, demand, until, is_known, waiting, presented_token(headers)).await?;
     render(&shared.hit_headers, &answer, field, headers)
 }
 

@@ -63,7 +63,7 @@ where
 {
     let (head, body) = request.into_parts();
     let operation = operation(&head.headers)?;
-    let body = read_body(body).await?;
+    let body = visit.activity().receiving(read_body(body)).await?;
     let api = Api { visit, region: region(visit.shared, &head.headers)? };
     match operation.as_str() {
         "GetSecretValue" => api.get_secret_value(parsed(&body)?).await,
@@ -178,17 +178,8 @@ impl Api<'_> {
     /// What AWS says, held as values are; where AWS denies that, what the versions that are held tell.
     async fn describe_secret(&self, input: DescribeSecret) -> Result<Response<Body>, Problem> {
         let current = self.key(input.secret_id.as_deref(), VersionSelector::current())?;
-        let (cache, description) = (&self.visit.shared.cache, &current.description());
-        let read = |demand: Demand| async move { cache.read(description, &demand).await };
-        let described = self.visit.try_read_by(description, Demand::default(), read).await;
-        match described? {
-            Ok(answer) => {
-                let body = answer.held.version.value.expose().clone();
-                let response = self.response(body, Some(&answer));
-                self.visit.note(&current, &Ok(answer));
-                Ok(response)
-            }
-            Err(ReadError::Source { error: SourceError::AccessDenied, .. }) => {
+        let described = match self.visit.try_read(&current.description(), Demand::default()).await {
+            Ok(Err(ReadError::Source { error: SourceError::AccessDenied, .. })) => {
                 let answer = self.visit.read(&current, Demand::default()).await?;
                 let previous = self.held_previous(&current).await;
                 let versions: Vec<&SecretVersion> = [Some(&answer), previous.as_ref()]
@@ -199,10 +190,14 @@ impl Api<'_> {
                 // There is one at least.
                 let description = SecretDescription::of_versions(&versions).unwrap_or_default();
                 let body = description.into_version().value.expose().clone();
-                Ok(self.response(body, Some(&answer)))
+                return Ok(self.response(body, Some(&answer)));
             }
-            Err(error) => Err(failed(error)),
-        }
+            described => described.and_then(|answer| answer.map_err(failed)),
+        };
+        self.visit.note(&current, &described);
+        let answer = described?;
+        let body = answer.held.version.value.expose().clone();
+        Ok(self.response(body, Some(&answer)))
     }
 
     async fn batch_get_secret_value(&self, input: BatchGetSecretValue) -> Result<Response<Body>, Problem> {
@@ -232,9 +227,16 @@ impl Api<'_> {
         Ok(self.response(render(&Batch { secret_values, errors }, room), None))
     }
 
+    /// One id of a batch.
     async fn current_of(&self, id: &str) -> Result<Answer, Problem> {
-        let key = self.key(Some(id), VersionSelector::current())?;
-        self.visit.read(&key, Demand::default()).await
+        let read = match self.key(Some(id), VersionSelector::current()) {
+            Ok(key) => self.visit.read(&key, Demand::default()).await,
+            Err(problem) => {
+                self.visit.note_malformed(id, &problem);
+                Err(problem)
+            }
+        };
+        read.inspect_err(|problem| self.visit.note_rejection(problem))
     }
 
     /// The key that an id leads to.
@@ -248,7 +250,8 @@ impl Api<'_> {
     async fn held_previous(&self, current: &SecretKey) -> Option<Answer> {
         let selector = VersionSelector::new(None, Some("AWSPREVIOUS")).ok()?;
         let key = SecretKey { selector, ..current.clone() };
-        self.visit.read(&key, Demand { only_if_cached: true, ..Demand::default() }).await.ok()
+        let demand = Demand { only_if_cached: true, ..Demand::default() };
+        self.visit.try_read(&key, demand).await.ok()?.ok()
     }
 
     fn response(&self, body: Bytes, answer: Option<&Answer>) -> Response<Body> {
