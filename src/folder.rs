@@ -18,6 +18,9 @@ use nix::unistd::geteuid;
 /// The most links on one way, as in Linux (`path_resolution(7)`).
 const MAX_LINKS: usize = 40;
 
+/// For `custom_flags` of what is opened by name: the last part of the path must not be a link.
+pub const O_NOFOLLOW: i32 = OFlag::O_NOFOLLOW.bits();
+
 /// An open directory.
 #[derive(Debug)]
 pub struct Folder {

@@ -13,7 +13,7 @@ use nix::sys::mman::{MlockAllFlags, mlockall};
 use nix::sys::prctl;
 use nix::sys::resource::{RLIM_INFINITY, Resource, getrlimit, setrlimit};
 use nix::sys::stat::{Mode, umask};
-use nix::unistd::{Gid, Group, Uid, User, geteuid, initgroups, setgid, setgroups, setuid};
+use nix::unistd::{Gid, Group, Uid, User, getegid, geteuid, initgroups, setgid, setgroups, setuid};
 use thiserror::Error;
 
 /// `CAP_IPC_LOCK` of capabilities(7).
@@ -127,8 +127,8 @@ pub enum IdentityError {
     },
     /// Only root may become somebody else.
     #[error(
-        "[process] names the user {wanted}, but the daemon was started as {current}; start it as root or as that \
-         user, or leave process.user out"
+        "[process] names the user {wanted}, but the daemon was started as {current}, or names another group than its; \
+         start it as root or as that user, or leave process.user out"
     )]
     NotRoot {
         /// As configured.
@@ -164,7 +164,7 @@ impl Identity {
             }
         };
         let current = geteuid();
-        if !current.is_root() && current != uid {
+        if !current.is_root() && (current != uid || getegid() != gid) {
             return Err(IdentityError::NotRoot { wanted: uid.as_raw(), current: current.as_raw() });
         }
         let name = entry.and_then(|entry| CString::new(entry.name).ok());

@@ -4,7 +4,7 @@ mod pattern;
 mod policy;
 mod token;
 
-pub use pattern::{Patterns, Verdict};
+pub use pattern::{Candidates, Patterns, Verdict};
 pub use policy::{Policy, Rule};
 pub use token::{TOKEN_OVERLAP, TOKEN_POLL_INTERVAL, TokenError, TokenFile};
 

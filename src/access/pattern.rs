@@ -5,6 +5,8 @@
 //! characters that AWS puts behind it. What counts is the secret and not how it was asked for: before it is fetched some
 //! of its names may be unknown, and then the answer may be that it depends.
 
+use std::borrow::Cow;
+
 use crate::secret::{CompleteArn, SecretKey, partition_of};
 
 /// Stands for one letter or digit that is not known yet. No name, ARN or pattern has it.
@@ -55,12 +57,56 @@ pub struct Patterns {
 }
 
 /// A secret's names, as far as they are known.
+#[derive(Debug)]
 struct Names<'a> {
-    name: &'a [u8],
+    name: Cow<'a, [u8]>,
     /// The name and the random characters.
-    resource: &'a [u8],
+    resource: Cow<'a, [u8]>,
     /// `None` where its region is not known.
-    arn: Option<&'a [u8]>,
+    arn: Option<Cow<'a, [u8]>>,
+}
+
+/// What the secret may be called that a key leads to: one set of names, or two of which AWS knows the right one.
+#[derive(Debug)]
+pub struct Candidates<'a> {
+    names: Names<'a>,
+    others: Option<Names<'a>>,
+}
+
+impl<'a> Candidates<'a> {
+    /// A name without a region is one of `default_region`.
+    pub fn of(key: &'a SecretKey, default_region: Option<&str>) -> Self {
+        let (id, name) = (key.id.as_str(), key.id.name());
+        let resource: Vec<u8> = [name.as_bytes(), &UNKNOWN_SUFFIX].concat();
+        if !key.id.is_arn() {
+            let arn = key.origin.region.as_deref().or(default_region).map(|region| {
+                let head = format!("arn:{}:secretsmanager:{region}:", partition_of(region));
+                [head.as_bytes(), &UNKNOWN_ACCOUNT, b":secret:", &resource].concat().into()
+            });
+            return Self {
+                names: Names { name: name.as_bytes().into(), resource: resource.into(), arn },
+                others: None,
+            };
+        }
+        // An ARN may be complete, or lack the random characters; where it looks complete both are possible, since a name
+        // may end in what looks like them.
+        let arn = [id.as_bytes(), &UNKNOWN_SUFFIX].concat();
+        let names = Names { name: name.as_bytes().into(), resource: resource.into(), arn: Some(arn.into()) };
+        let others = CompleteArn::parse(id).map(|complete| Names::of(complete.name, id));
+        Self { names, others }
+    }
+}
+
+impl<'a> Names<'a> {
+    /// Those that AWS gives.
+    fn of(name: &'a str, arn: &'a str) -> Self {
+        let resource = CompleteArn::parse(arn).map_or(name, |arn| arn.resource);
+        Self {
+            name: name.as_bytes().into(),
+            resource: resource.as_bytes().into(),
+            arn: Some(arn.as_bytes().into()),
+        }
+    }
 }
 
 impl Patterns {
@@ -75,34 +121,16 @@ impl Patterns {
 
     /// Whether the secret of this name and complete ARN, as AWS gives them, is meant.
     pub fn contain(&self, name: &str, arn: &str) -> bool {
-        let resource = CompleteArn::parse(arn).map_or(name, |arn| arn.resource);
-        self.certain(&Names {
-            name: name.as_bytes(),
-            resource: resource.as_bytes(),
-            arn: Some(arn.as_bytes()),
-        })
+        self.certain(&Names::of(name, arn))
     }
 
-    /// Whether the secret that a key leads to is meant. A name without a region is one of `default_region`.
-    pub fn verdict(&self, key: &SecretKey, default_region: Option<&str>) -> Verdict {
-        let (id, name) = (key.id.as_str(), key.id.name());
-        if !key.id.is_arn() {
-            let resource = [name.as_bytes(), &UNKNOWN_SUFFIX].concat();
-            let arn = key.origin.region.as_deref().or(default_region).filter(|_| !self.of_arns.is_empty());
-            let arn = arn.map(|region| {
-                let head = format!("arn:{}:secretsmanager:{region}:", partition_of(region));
-                [head.as_bytes(), &UNKNOWN_ACCOUNT, b":secret:", &resource].concat()
-            });
-            return self.of(&Names { name: name.as_bytes(), resource: &resource, arn: arn.as_deref() });
+    /// Whether the secret is meant that may be called so.
+    pub fn verdict(&self, candidates: &Candidates<'_>) -> Verdict {
+        let verdict = self.of(&candidates.names);
+        match &candidates.others {
+            Some(others) if self.of(others) != verdict => Verdict::Depends,
+            _ => verdict,
         }
-        // An ARN may be complete, or lack the random characters; where it looks complete both are possible, since a name
-        // may end in what looks like them.
-        let [resource, arn] = [name, id].map(|text| [text.as_bytes(), &UNKNOWN_SUFFIX].concat());
-        let cut_off = self.of(&Names { name: name.as_bytes(), resource: &resource, arn: Some(&arn) });
-        let Some(complete) = CompleteArn::parse(id) else { return cut_off };
-        let (name, arn) = (complete.name.as_bytes(), id.as_bytes());
-        let complete = self.of(&Names { name, resource: complete.resource.as_bytes(), arn: Some(arn) });
-        if complete == cut_off { complete } else { Verdict::Depends }
     }
 
     fn of(&self, names: &Names<'_>) -> Verdict {
@@ -117,8 +145,8 @@ impl Patterns {
 
     fn certain(&self, names: &Names<'_>) -> bool {
         let matches = |pattern: &str, text: &[u8]| matches(pattern, text, |known, wanted| known == wanted);
-        self.of_names.iter().any(|pattern| matches(pattern, names.name) || matches(pattern, names.resource))
-            || names.arn.is_some_and(|arn| self.of_arns.iter().any(|pattern| matches(pattern, arn)))
+        self.of_names.iter().any(|pattern| matches(pattern, &names.name) || matches(pattern, &names.resource))
+            || names.arn.as_ref().is_some_and(|arn| self.of_arns.iter().any(|pattern| matches(pattern, arn)))
     }
 
     fn possible(&self, names: &Names<'_>) -> bool {
@@ -127,8 +155,8 @@ impl Patterns {
                 known == wanted || (known == UNKNOWN && wanted.is_ascii_alphanumeric())
             })
         };
-        self.of_names.iter().any(|pattern| may_match(pattern, names.resource))
-            || names.arn.map_or(!self.of_arns.is_empty(), |arn| {
+        self.of_names.iter().any(|pattern| may_match(pattern, &names.resource))
+            || names.arn.as_ref().map_or(!self.of_arns.is_empty(), |arn| {
                 self.of_arns.iter().any(|pattern| may_match(pattern, arn))
             })
     }
@@ -182,7 +210,7 @@ mod tests {
     }
 
     fn verdict(pattern: &str, id: &str) -> Verdict {
-        Patterns::new(&[pattern.to_owned()]).verdict(&key(id), Some("us-west-2"))
+        Patterns::new(&[pattern.to_owned()]).verdict(&Candidates::of(&key(id), Some("us-west-2")))
     }
 
     #[test]
@@ -240,7 +268,7 @@ mod tests {
             assert_eq!(verdict(pattern, &id), expected, "{pattern} for {id}");
         }
         let patterns = Patterns::new(&[anywhere.to_owned()]);
-        assert_eq!(patterns.verdict(&key("team-a/db"), None), Depends, "no region is known");
+        assert_eq!(patterns.verdict(&Candidates::of(&key("team-a/db"), None)), Depends, "no region is known");
     }
 
     proptest! {
@@ -268,7 +296,7 @@ mod tests {
             let truth = patterns.contain(&name, &arn);
             for id in [&name, &arn, &format!("{ACCOUNT}{name}")] {
                 for region in [Some("us-west-2"), None] {
-                    match patterns.verdict(&key(id), region) {
+                    match patterns.verdict(&Candidates::of(&key(id), region)) {
                         Verdict::Yes => prop_assert!(truth, "{pattern} lets {id} in"),
                         Verdict::No => prop_assert!(!truth, "{pattern} keeps {id} out"),
                         Verdict::Depends => {}

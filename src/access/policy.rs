@@ -1,7 +1,7 @@
 //! Which secrets may be read, and by whom: the `allow_secrets` of a listener, and the `[[policy]]` rules of the whole.
 
 use super::User;
-use super::pattern::{Patterns, Verdict};
+use super::pattern::{Candidates, Patterns, Verdict};
 use crate::secret::{SecretKey, SecretVersion};
 
 /// What may be read by a listener. Without any limit, all.
@@ -38,14 +38,17 @@ impl Rule {
 impl Policy {
     /// Whether a user may ask for the secret that a key leads to.
     pub fn verdict(&self, user: Option<User>, key: &SecretKey) -> Verdict {
-        let region = self.default_region.as_deref();
+        if self.allow_secrets.is_none() && self.rules.is_none() {
+            return Verdict::Yes;
+        }
+        let candidates = &Candidates::of(key, self.default_region.as_deref());
         let listener =
-            self.allow_secrets.as_ref().map_or(Verdict::Yes, |patterns| patterns.verdict(key, region));
+            self.allow_secrets.as_ref().map_or(Verdict::Yes, |patterns| patterns.verdict(candidates));
         match &self.rules {
             Some(rules) if listener != Verdict::No => {
                 let held = rules.iter().filter(|rule| rule.holds_for(user));
                 let any =
-                    held.fold(Verdict::No, |known, rule| known.or(rule.allow_secrets.verdict(key, region)));
+                    held.fold(Verdict::No, |known, rule| known.or(rule.allow_secrets.verdict(candidates)));
                 listener.and(any)
             }
             _ => listener,

@@ -1,8 +1,8 @@
 //! The token of a TCP listener, kept in a file that callers can read and the daemon rereads.
 
-use std::fs;
+use std::fs::{self, OpenOptions};
 use std::io;
-use std::os::unix::fs::lchown;
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt, fchown};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -17,7 +17,7 @@ use zeroize::Zeroizing;
 
 use crate::atomic_file::{AtomicFile, DIRECTORY_MODE};
 use crate::file_watch::FileWatch;
-use crate::folder::Folder;
+use crate::folder::{Folder, O_NOFOLLOW};
 
 /// Random bytes in a token that the daemon makes.
 const TOKEN_BYTES: usize = 32;
@@ -117,7 +117,13 @@ impl TokenFile {
             return Ok(());
         }
         let fail = |error| TokenError::Io { path: self.path.clone(), doing: "change the owner of", error };
-        lchown(&self.path, Some(uid), None).map_err(fail)
+        let no_link = OpenOptions::new().read(true).custom_flags(O_NOFOLLOW).open(&self.path);
+        let file = no_link.map_err(fail)?;
+        // Where others may write to the directory, another name of another file may lie there by now.
+        if file.metadata().map_err(fail)?.nlink() > 1 {
+            return Err(fail(io::Error::other("it has another name")));
+        }
+        fchown(&file, Some(uid), None).map_err(fail)
     }
 
     /// Whether this is a token. Takes the same time wherever it differs from those that are.
@@ -131,11 +137,10 @@ impl TokenFile {
             tokens.iter().fold(Choice::from(0), |found, token| found | token.as_slice().ct_eq(presented))
         };
         let is_current = is_among(&valid.current);
-        if Instant::now() < valid.replaced_until {
-            (is_current | is_among(&valid.replaced)).into()
-        } else {
-            is_current.into()
+        if !valid.replaced.is_empty() && Instant::now() < valid.replaced_until {
+            return (is_current | is_among(&valid.replaced)).into();
         }
+        is_current.into()
     }
 
     /// Where it is.
@@ -202,8 +207,6 @@ fn create(path: &Path) -> Result<(), TokenError> {
 
 #[cfg(test)]
 mod tests {
-    use std::os::unix::fs::MetadataExt;
-
     use tokio::time::advance;
 
     use super::*;

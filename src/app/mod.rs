@@ -18,7 +18,7 @@ use tokio::time::error::Elapsed;
 use tokio::time::{sleep, timeout};
 
 use self::reload::{Reloader, SharedRules};
-use crate::access::{TOKEN_POLL_INTERVAL, TokenError};
+use crate::access::{TOKEN_POLL_INTERVAL, TokenError, User};
 use crate::audit::AuditError;
 use crate::cache::{self, Cache};
 use crate::config::{Bind, Config, Environment, EnvironmentError, ListenerConfig};
@@ -125,7 +125,8 @@ pub async fn run(config: Config, path: Option<PathBuf>, environment: &Environmen
     let resolver = Arc::new(parts::resolver(&config));
     let wanted = parts::wanted(&config, &resolver);
     let region = parts::default_region(&config, environment);
-    let projects = parts::projects(&config, &resolver, region.as_deref())?;
+    let own = identity.as_ref().map(|identity| User { uid: identity.uid(), gid: identity.gid() });
+    let projects = parts::projects(&config, &resolver, region.as_deref(), own)?;
     let settings = parts::settings(&config, Arc::clone(&resolver), &metrics);
     let cache = Cache::new(source, settings, metrics.clone());
     keepers.spawn("refresher", cache.clone().run());
@@ -197,7 +198,10 @@ pub async fn run(config: Config, path: Option<PathBuf>, environment: &Environmen
                 tracing::warn!("requests in flight did not finish within drain_timeout and are cut off");
             }
         }
-        _ = signals.end() => return Err(AppError::Interrupted),
+        _ = signals.end() => {
+            audit.finish(AUDIT_PATIENCE).await;
+            return Err(AppError::Interrupted);
+        }
     }
     audit.finish(AUDIT_PATIENCE).await;
     tracing::info!("ended");

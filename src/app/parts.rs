@@ -155,11 +155,13 @@ fn policy(config: &Config, listener: Option<&str>, region: Option<&str>) -> Poli
 }
 
 /// The directories of files. An owner who does not exist is an error, since the configuration can mend it; so is one who
-/// may not read what would be written for it.
+/// may not read what would be written for it. `own` is whom files belong to that are given to nobody, if the process is to
+/// go on as another user.
 pub(super) fn projects(
     config: &Config,
     resolver: &Resolver,
     region: Option<&str>,
+    own: Option<User>,
 ) -> Result<Vec<Project>, AppError> {
     let policy = policy(config, None, region);
     let file = |project: &ProjectConfig, user: User, file: &ProjectedSecret| {
@@ -192,7 +194,7 @@ pub(super) fn projects(
             }
         });
         let owner = Ownership::resolve(project.mode, project.owner.as_deref(), project.group.as_deref())?;
-        let (uid, gid) = owner.effective();
+        let (uid, gid) = owner.effective(own.map(|own| (own.uid, own.gid)));
         let files = project.secrets.iter().map(|wanted| file(project, User { uid, gid }, wanted));
         let files: Vec<Option<ProjectedFile>> = files.collect::<Result<_, AppError>>()?;
         Ok(Project {

@@ -102,7 +102,7 @@ impl Reloader {
         // Whatever may fail comes first.
         let rules = self.rules(config)?;
         let resolver = Arc::new(parts::resolver(config));
-        let projects = parts::projects(config, &resolver, self.parts.region.as_deref())?;
+        let projects = parts::projects(config, &resolver, self.parts.region.as_deref(), None)?;
         for (place, rules) in rules {
             place.store(Arc::new(rules));
         }

@@ -5,7 +5,7 @@ use std::task::{Context, Poll, Waker};
 
 use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
 
-use crate::access::{Patterns, Verdict};
+use crate::access::{Candidates, Patterns, Verdict};
 use crate::cache::Demand;
 use crate::cli;
 use crate::config::{ClientAddress, Config};
@@ -136,7 +136,7 @@ pub fn patterns(data: &[u8]) {
         let Ok(id) = SecretId::parse(spelling) else { continue };
         let key = SecretKey { origin: Origin::default(), id, selector: VersionSelector::current() };
         for region in [Some(region), None] {
-            match patterns.verdict(&key, region) {
+            match patterns.verdict(&Candidates::of(&key, region)) {
                 Verdict::Yes => assert!(truth, "{pattern:?} lets {spelling:?} in"),
                 Verdict::No => assert!(!truth, "{pattern:?} keeps {spelling:?} out"),
                 Verdict::Depends => {}

@@ -45,7 +45,7 @@ pub trait Service: Send + Sync + 'static {
 /// Bounds on connections.
 #[derive(Debug, Clone, Copy)]
 pub struct ConnectionLimits {
-    /// The most that are open at a time. Beyond it, those that have been idle longest give way, and where none is idle
+    /// The most that are open at a time. Beyond it, those give way that have not been used for longest, and where all are in use
     /// newcomers wait.
     pub max_connections: usize,
     /// The most that one user may have open on a Unix socket; more are refused.

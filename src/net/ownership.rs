@@ -32,9 +32,10 @@ impl Ownership {
 }
 
 impl Ownership {
-    /// The user and the group that it comes to: those of this process where none are set.
-    pub fn effective(&self) -> (u32, u32) {
-        (self.uid.unwrap_or_else(|| geteuid().as_raw()), self.gid.unwrap_or_else(|| getegid().as_raw()))
+    /// The user and the group that it comes to: where none are set `own`, or else those of this process.
+    pub fn effective(&self, own: Option<(u32, u32)>) -> (u32, u32) {
+        let (uid, gid) = own.unwrap_or_else(|| (geteuid().as_raw(), getegid().as_raw()));
+        (self.uid.unwrap_or(uid), self.gid.unwrap_or(gid))
     }
 }
 

@@ -7,10 +7,8 @@ use std::os::unix::fs::{DirBuilderExt, FileTypeExt, MetadataExt, OpenOptionsExt,
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
 
-use nix::fcntl::OFlag;
-
 use super::{BindError, Ownership};
-use crate::folder::Folder;
+use crate::folder::{Folder, O_NOFOLLOW};
 
 /// Mode of a socket's directory that says none: others may enter, and the socket's own mode lets them connect or not.
 const DIRECTORY_MODE: u32 = 0o755;
@@ -62,7 +60,7 @@ impl UnixSocket {
             .create(true)
             .truncate(false)
             .mode(0o600)
-            .custom_flags(OFlag::O_NOFOLLOW.bits())
+            .custom_flags(O_NOFOLLOW)
             .open(beside(".", ".lock"))
             .map_err(|error| fail("create the lock file of", error))?;
         lock.try_lock().map_err(|_| BindError::InUse { path: path.to_owned() })?;

@@ -10,11 +10,10 @@ use std::io::{self, ErrorKind, Read};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt, symlink};
 use std::path::{Component, Path};
 
-use nix::fcntl::OFlag;
 use zeroize::Zeroizing;
 
 use crate::atomic_file::{AtomicFile, DIRECTORY_MODE, PREFIX, unused_name};
-use crate::folder::Folder;
+use crate::folder::{Folder, O_NOFOLLOW};
 use crate::net::Ownership;
 
 /// The symlink that leads to the set of files in force.
@@ -72,8 +71,7 @@ fn holds(place: &Path, content: &[u8], owner: Ownership) -> io::Result<bool> {
         return Ok(false);
     }
     let mut there = Zeroizing::new(Vec::with_capacity(content.len() + 1));
-    let no_link = OFlag::O_NOFOLLOW.bits();
-    OpenOptions::new().read(true).custom_flags(no_link).open(place)?.read_to_end(&mut there)?;
+    OpenOptions::new().read(true).custom_flags(O_NOFOLLOW).open(place)?.read_to_end(&mut there)?;
     Ok(*there == content)
 }
 

@@ -1,5 +1,6 @@
 //! The cache on paused time, against a scripted source.
 
+mod budgets;
 mod calls;
 mod reads;
 mod watching;
