@@ -375,6 +375,8 @@ async fn waiting(daemon: &Daemon, path: &str, etag: &str) -> Connection {
     let mut connection = Connection::open(&daemon.unix()).await.unwrap();
     let request = format!("GET {path}?wait=5m HTTP/1.1\r\nHost: x\r\nIf-None-Match: {etag}\r\n\r\n");
     connection.send(request.as_bytes()).await.unwrap();
+    // Who comes later is answered later: now it waits.
+    assert_eq!(daemon.get("/ping").await.status, 200);
     connection
 }
 
