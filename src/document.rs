@@ -184,6 +184,21 @@ impl<'a> Section<'a> {
         }
     }
 
+    /// As [`Section::entry`], for what may hold a secret where it is wrong: the complaint does not quote it.
+    pub fn private_entry<T>(
+        &self,
+        key: &'static str,
+        accepted: &str,
+        parse: impl FnOnce(Value<'a>) -> Option<T>,
+    ) -> Option<Entry<T>> {
+        let (value, span) = self.take(key)?;
+        let parsed = parse(Value(value));
+        if parsed.is_none() {
+            self.document.complain(span.start, &format!("{}: accepted: {accepted}", self.path_of(key)));
+        }
+        parsed.map(|value| Entry { value, span })
+    }
+
     /// Takes a sub-table.
     pub fn section(&self, key: &'static str) -> Section<'a> {
         let (table, span) = match self.take(key) {

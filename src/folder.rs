@@ -4,10 +4,10 @@
 
 use std::collections::VecDeque;
 use std::ffi::{OsStr, OsString};
-use std::fs::{self, Permissions};
-use std::io::{self, ErrorKind};
+use std::fs::{self, File, OpenOptions, Permissions};
+use std::io::{self, ErrorKind, Read};
 use std::os::fd::{AsRawFd, OwnedFd};
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Component, Path, PathBuf};
 
 use nix::errno::Errno;
@@ -18,8 +18,9 @@ use nix::unistd::geteuid;
 /// The most links on one way, as in Linux (`path_resolution(7)`).
 const MAX_LINKS: usize = 40;
 
-/// For `custom_flags` of what is opened by name: the last part of the path must not be a link.
-pub const O_NOFOLLOW: i32 = OFlag::O_NOFOLLOW.bits();
+/// For `custom_flags` of what is opened by name: the last part of the path must not be a link, and nobody is waited for who
+/// may be at the other end of a named pipe.
+pub const CAUTIOUS: i32 = OFlag::O_NOFOLLOW.union(OFlag::O_NONBLOCK).bits();
 
 /// An open directory.
 #[derive(Debug)]
@@ -115,6 +116,30 @@ impl Folder {
         }
     }
 
+    /// A new directory in this one that nobody else can enter. Whatever takes its place meanwhile is not taken for it.
+    pub fn make_private(&self, name: &OsStr) -> io::Result<Self> {
+        mkdirat(&self.descriptor, name, Mode::from_bits_truncate(0o700))?;
+        let folder = self.below(name)?;
+        let status = fstat(&folder.descriptor)?;
+        let is_private = status.st_uid == geteuid().as_raw() && status.st_mode & 0o7777 == 0o700;
+        if !is_private || fs::read_dir(folder.path())?.next().is_some() {
+            let what = format!("{} is not the directory that was made there", folder.name.display());
+            return Err(io::Error::new(ErrorKind::PermissionDenied, what));
+        }
+        Ok(folder)
+    }
+
+    /// Another handle of the same directory.
+    pub fn try_clone(&self) -> io::Result<Self> {
+        Ok(Self { descriptor: self.descriptor.try_clone()?, name: self.name.clone() })
+    }
+
+    /// Whether what lies here under a name is a directory of the user of this process.
+    pub fn has_own(&self, name: &OsStr) -> bool {
+        let Ok(folder) = self.below(name) else { return false };
+        fstat(&folder.descriptor).is_ok_and(|status| status.st_uid == geteuid().as_raw())
+    }
+
     /// As [`Folder::below`]; makes it with this mode if it is missing.
     pub fn make_below(&self, name: &OsStr, mode: u32) -> io::Result<Self> {
         match mkdirat(&self.descriptor, name, Mode::from_bits_truncate(0o700)) {
@@ -143,6 +168,49 @@ impl Folder {
         let mode = fs::metadata(self.path())?.permissions().mode();
         Ok(mode & 0o002 != 0 && mode & 0o1000 == 0)
     }
+}
+
+/// Opens a regular file for reading, and nothing else: no link of another user on the way to it, no pipe, no device.
+pub fn open_file(path: &Path) -> io::Result<File> {
+    let mut path = path.to_owned();
+    for _ in 0..MAX_LINKS {
+        let name = path.file_name().ok_or(ErrorKind::InvalidFilename)?.to_owned();
+        let folder = Folder::open(path.parent().unwrap_or(Path::new("")))?;
+        match folder.find(&name) {
+            Ok(Found::Link(to)) => path = folder.name.join(to),
+            Ok(Found::Directory(_)) => return Err(ErrorKind::IsADirectory.into()),
+            Err(error) if error.kind() != ErrorKind::NotADirectory => return Err(error),
+            Err(_) => {
+                let file =
+                    OpenOptions::new().read(true).custom_flags(CAUTIOUS).open(folder.path().join(name))?;
+                if !file.metadata()?.is_file() {
+                    return Err(io::Error::other("it is no regular file"));
+                }
+                return Ok(file);
+            }
+        }
+    }
+    Err(Errno::ELOOP.into())
+}
+
+/// Reads a small file as [`open_file`] opens it; one of more than `limit` bytes is an error.
+pub fn read_file(path: &Path, limit: u64) -> io::Result<Vec<u8>> {
+    read_whole(&open_file(path)?, limit)
+}
+
+/// Reads an open file; one of more than `limit` bytes is an error.
+pub fn read_whole(file: &File, limit: u64) -> io::Result<Vec<u8>> {
+    let size = file.metadata()?.size();
+    if size > limit {
+        return Err(io::Error::new(
+            ErrorKind::FileTooLarge,
+            format!("it has {size} bytes; at most {limit} are read"),
+        ));
+    }
+    // Room for all at once: no piece of it is left behind in memory.
+    let mut content = Vec::with_capacity(usize::try_from(size).unwrap_or(0) + 1);
+    file.take(limit + 1).read_to_end(&mut content)?;
+    Ok(content)
 }
 
 const DIRECTORY: OFlag = OFlag::O_PATH.union(OFlag::O_DIRECTORY).union(OFlag::O_CLOEXEC);
@@ -209,6 +277,37 @@ mod tests {
             Folder::open(&root.path().join("circle")).unwrap_err().raw_os_error(),
             Some(Errno::ELOOP as i32)
         );
+    }
+
+    #[test]
+    fn only_regular_files_of_bounded_size_are_read() {
+        let root = tempfile::tempdir().unwrap();
+        let path = |name: &str| root.path().join(name);
+        fs::write(path("file"), "content").unwrap();
+        symlink("file", path("link")).unwrap();
+        for name in ["file", "link"] {
+            assert_eq!(read_file(&path(name), 7).unwrap(), b"content", "{name}");
+            assert_eq!(read_file(&path(name), 6).unwrap_err().kind(), ErrorKind::FileTooLarge);
+        }
+        nix::unistd::mkfifo(&path("pipe"), Mode::from_bits_truncate(0o666)).unwrap();
+        for refused in [path("pipe"), path(""), path("none"), "/dev/zero".into()] {
+            assert!(read_file(&refused, 100).is_err(), "{}", refused.display());
+        }
+        if lchown(path("link"), Some(65534), None).is_ok() {
+            assert_eq!(read_file(&path("link"), 100).unwrap_err().kind(), ErrorKind::PermissionDenied);
+        }
+    }
+
+    #[test]
+    fn what_takes_the_place_of_a_private_directory_is_not_taken_for_it() {
+        let root = tempfile::tempdir().unwrap();
+        let folder = Folder::open(root.path()).unwrap();
+        let private = folder.make_private("private".as_ref()).unwrap();
+        assert_eq!(fs::metadata(root.path().join("private")).unwrap().mode() & 0o777, 0o700);
+        assert!(folder.make_private("private".as_ref()).is_err(), "it is there already");
+        fs::rename(root.path().join("private"), root.path().join("moved")).unwrap();
+        fs::write(private.path().join("x"), "").unwrap();
+        assert!(root.path().join("moved/x").exists());
     }
 
     #[test]

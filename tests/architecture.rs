@@ -15,7 +15,7 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("units", &[]),
     ("atomic_file", &["folder"]),
     ("folder", &[]),
-    ("audit", &["metrics"]),
+    ("audit", &["folder", "metrics"]),
     ("document", &[]),
     ("file_watch", &[]),
     ("hardening", &[]),
@@ -89,7 +89,7 @@ const CONFINED: &[(&str, &[&str])] = &[
     ("moka", &["cache/store.rs", "cache/refusals.rs"]),
     ("toml", &["config", "document.rs"]),
     ("clap", &["cli", "main.rs"]),
-    ("nix", &["net", "projection", "cli/exec", "folder.rs", "hardening.rs", "audit/file.rs"]),
+    ("nix", &["net", "projection", "cli/exec", "folder.rs", "hardening.rs"]),
     ("tracing_subscriber", &["telemetry.rs"]),
     ("prometheus", &["metrics.rs", "net"]),
 ];

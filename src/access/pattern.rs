@@ -144,7 +144,9 @@ impl Patterns {
     }
 
     fn certain(&self, names: &Names<'_>) -> bool {
-        let matches = |pattern: &str, text: &[u8]| matches(pattern, text, |known, wanted| known == wanted && known != UNKNOWN);
+        let matches = |pattern: &str, text: &[u8]| {
+            matches(pattern, text, |known, wanted| known == wanted && known != UNKNOWN)
+        };
         self.of_names.iter().any(|pattern| matches(pattern, &names.name) || matches(pattern, &names.resource))
             || names.arn.as_ref().is_some_and(|arn| self.of_arns.iter().any(|pattern| matches(pattern, arn)))
     }

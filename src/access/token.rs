@@ -1,6 +1,6 @@
 //! The token of a TCP listener, kept in a file that callers can read and the daemon rereads.
 
-use std::fs::{self, OpenOptions};
+use std::fs::OpenOptions;
 use std::io;
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt, fchown};
 use std::path::{Path, PathBuf};
@@ -17,10 +17,13 @@ use zeroize::Zeroizing;
 
 use crate::atomic_file::{AtomicFile, DIRECTORY_MODE};
 use crate::file_watch::FileWatch;
-use crate::folder::{Folder, O_NOFOLLOW};
+use crate::folder::{CAUTIOUS, Folder, read_file};
 
 /// Random bytes in a token that the daemon makes.
 const TOKEN_BYTES: usize = 32;
+
+/// The most bytes of a token file.
+const MAX_BYTES: u64 = 64 << 10;
 
 /// The owner writes, the group reads.
 const MODE: u32 = 0o640;
@@ -117,7 +120,7 @@ impl TokenFile {
             return Ok(());
         }
         let fail = |error| TokenError::Io { path: self.path.clone(), doing: "change the owner of", error };
-        let no_link = OpenOptions::new().read(true).custom_flags(O_NOFOLLOW).open(&self.path);
+        let no_link = OpenOptions::new().read(true).custom_flags(CAUTIOUS).open(&self.path);
         let file = no_link.map_err(fail)?;
         // Where others may write to the directory, another name of another file may lie there by now.
         if file.metadata().map_err(fail)?.nlink() > 1 {
@@ -177,7 +180,7 @@ impl TokenFile {
 
 fn read(path: &Path) -> Result<Tokens, TokenError> {
     let fail = |error| TokenError::Io { path: path.to_owned(), doing: "read", error };
-    let text = Zeroizing::new(fs::read(path).map_err(fail)?);
+    let text = Zeroizing::new(read_file(path, MAX_BYTES).map_err(fail)?);
     let lines = text.split(|byte| *byte == b'\n').map(<[u8]>::trim_ascii).filter(|line| !line.is_empty());
     let tokens: Tokens = lines.map(|line| Zeroizing::new(line.to_vec())).collect();
     if tokens.is_empty() {
@@ -207,6 +210,8 @@ fn create(path: &Path) -> Result<(), TokenError> {
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+
     use tokio::time::advance;
 
     use super::*;

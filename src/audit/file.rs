@@ -1,14 +1,14 @@
 //! A trail in a file: appended to, moved away when it has grown, opened again on demand. Never through a symbolic
-//! link, which would let whoever may write in the folder choose what is appended to.
+//! link, nor through one of another user above it, which would let whoever laid it choose what is appended to.
 
+use std::ffi::OsStr;
 use std::fs::{self, File, OpenOptions, Permissions};
 use std::io::{self, Write};
 use std::os::unix::fs::{OpenOptionsExt, PermissionsExt, fchown};
 use std::path::{Path, PathBuf};
 
-use nix::fcntl::OFlag;
-
 use super::writer::Pace;
+use crate::folder::{CAUTIOUS, Folder};
 
 /// A file that the trail goes to.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -105,22 +105,29 @@ impl TrailFile {
 
     /// Moves the file to `<path>.1`, what is there to `<path>.2`, and so on; the last is lost.
     fn rotate(&mut self) -> io::Result<()> {
+        let (folder, name) = place(&self.options.path)?;
+        let path = folder.path();
+        let moved = |place: u32| {
+            let mut name = name.to_owned();
+            name.push(format!(".{place}"));
+            path.join(name)
+        };
         // Where an earlier attempt came this far, the place is free, and moving on would lose the last for nothing.
-        if fs::symlink_metadata(self.moved(1)).is_ok() {
+        if fs::symlink_metadata(moved(1)).is_ok() {
             for place in (1..self.options.keep).rev() {
-                rename(&self.moved(place), &self.moved(place + 1))?;
+                rename(&moved(place), &moved(place + 1))?;
             }
         }
-        rename(&self.options.path, &self.moved(1))?;
+        rename(&path.join(name), &moved(1))?;
         self.file = None;
         Ok(())
     }
+}
 
-    fn moved(&self, place: u32) -> PathBuf {
-        let mut path = self.options.path.clone().into_os_string();
-        path.push(format!(".{place}"));
-        path.into()
-    }
+/// The folder of a file, and its name there.
+fn place(path: &Path) -> io::Result<(Folder, &OsStr)> {
+    let name = path.file_name().ok_or(io::ErrorKind::InvalidFilename)?;
+    Ok((Folder::open(path.parent().unwrap_or(Path::new("")))?, name))
 }
 
 /// What is not there need not be moved.
@@ -133,12 +140,13 @@ fn rename(from: &Path, to: &Path) -> io::Result<()> {
 
 /// The file to append to, made if absent.
 fn open(options: &FileOptions) -> io::Result<File> {
+    let (folder, name) = place(&options.path)?;
+    let path = folder.path().join(name);
     let mut how = OpenOptions::new();
-    // Without O_NONBLOCK, to open a named pipe would wait for somebody who reads it.
-    how.append(true).custom_flags((OFlag::O_NOFOLLOW | OFlag::O_NONBLOCK).bits());
-    let file = match how.open(&options.path) {
+    how.append(true).custom_flags(CAUTIOUS);
+    let file = match how.open(&path) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => {
-            let file = how.create_new(true).mode(0o600).open(&options.path)?;
+            let file = how.create_new(true).mode(0o600).open(&path)?;
             // Whatever the umask is.
             file.set_permissions(Permissions::from_mode(options.mode))?;
             if options.owner.is_some() {

@@ -106,8 +106,8 @@ fn aws(section: &Section<'_>, default: &AwsConfig) -> AwsConfig {
     let attempt_timeout = duration(section, "attempt_timeout", AT_LEAST_A_MILLISECOND);
     let aws = AwsConfig {
         region: section.get("region", REGION, region),
-        endpoint_url: section.get("endpoint_url", URL, url),
-        sts_endpoint_url: section.get("sts_endpoint_url", URL, url),
+        endpoint_url: section.private_entry("endpoint_url", URL, url).map(|url| url.value),
+        sts_endpoint_url: section.private_entry("sts_endpoint_url", URL, url).map(|url| url.value),
         profile: section.get("profile", "the name of a profile", word),
         role_arn: section.get("role_arn", ROLE, role_arn),
         connect_timeout: connect_timeout.unwrap_or(default.connect_timeout),
@@ -304,7 +304,7 @@ fn listener(section: &Section<'_>) -> Option<ListenerConfig> {
     let owner = section.entry("owner", "a user's name or number", word);
     let group = section.entry("group", "a group's name or number", word);
     let allow_uids = section.entry("allow_uids", "a list of user ids", ids);
-    let token = section.entry("token", "\"none\"; else name a token_file", |value| {
+    let token = section.private_entry("token", "\"none\"; else name a token_file", |value| {
         value.text().filter(|token| *token == "none").map(str::to_owned)
     });
     let token_file = section.entry("token_file", "the path of a file", path);
@@ -651,6 +651,19 @@ mod tests {
         for (text, expected) in cases {
             let errors = errors(text);
             assert!(errors.iter().any(|error| error.contains(expected)), "{text}: {errors:?}");
+        }
+    }
+
+    #[test]
+    fn what_may_be_a_secret_is_not_quoted() {
+        let token = "[[listener]]\ntcp = \"127.0.0.1:1\"\ntoken = \"hunter2\"";
+        let url = "[aws]\nendpoint_url = \"ftp://user:hunter2@x\"\nsts_endpoint_url = \"hunter2\"";
+        for text in [token, url] {
+            let errors = errors(text);
+            assert!(
+                !errors.is_empty() && errors.iter().all(|error| !error.contains("hunter2")),
+                "{errors:?}"
+            );
         }
     }
 

@@ -1,20 +1,21 @@
 //! Unix sockets on the file system: made without a moment of wrong permissions, and removed again.
 
-use std::ffi::OsString;
-use std::fs::{self, DirBuilder, File, OpenOptions};
+use std::ffi::{OsStr, OsString};
+use std::fs::{self, File, OpenOptions};
 use std::io;
-use std::os::unix::fs::{DirBuilderExt, FileTypeExt, MetadataExt, OpenOptionsExt, PermissionsExt, chown};
-use std::os::unix::net::{UnixListener, UnixStream};
+use std::os::fd::AsRawFd;
+use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt, PermissionsExt, chown, lchown};
+use std::os::unix::net::UnixListener;
 use std::path::Path;
 
+use nix::errno::Errno;
+use nix::sys::socket::{AddressFamily, SockFlag, SockType, UnixAddr, connect, socket};
+
 use super::{BindError, Ownership};
-use crate::folder::{Folder, O_NOFOLLOW};
+use crate::folder::{CAUTIOUS, Folder};
 
 /// Mode of a socket's directory that says none: others may enter, and the socket's own mode lets them connect or not.
 const DIRECTORY_MODE: u32 = 0o755;
-
-/// What is put behind the name of the directory in which a socket is bound.
-const BINDING: &str = "~";
 
 /// A socket file of ours. Removed when dropped, if it is still ours.
 #[derive(Debug)]
@@ -33,7 +34,8 @@ impl UnixSocket {
     /// The socket is bound in a directory that nobody else can enter, given its mode and owner, and renamed into place:
     /// between `bind` and `chmod` its mode would be whatever the umask makes it, and what is changed by its name may
     /// have been replaced by a link. Directories that are missing are made; the last one gets `directory_mode`, and
-    /// the socket's owner and group, as it does if it is there and a mode is given.
+    /// the socket's group, as it does if it is there and a mode is given. Its owner stays the daemon's user: who owns a
+    /// directory can put another socket there.
     pub fn bind(
         path: &Path,
         ownership: Ownership,
@@ -49,26 +51,17 @@ impl UnixSocket {
                 "all users may write to the socket's directory, and put another socket in its place"
             );
         }
-        let beside = |prefix: &str, suffix: &str| {
-            let mut beside = OsString::from(prefix);
-            beside.push(name);
-            beside.push(suffix);
-            folder.path().join(beside)
-        };
         let lock = OpenOptions::new()
             .write(true)
             .create(true)
             .truncate(false)
             .mode(0o600)
-            .custom_flags(O_NOFOLLOW)
-            .open(beside(".", ".lock"))
+            .custom_flags(CAUTIOUS)
+            .open(folder.path().join(lock_name(name)))
             .map_err(|error| fail("create the lock file of", error))?;
         lock.try_lock().map_err(|_| BindError::InUse { path: path.to_owned() })?;
         refuse_what_is_there(&folder.path().join(name), path)?;
-        let private = beside(".", BINDING);
-        let bound = bind_in(&private, &folder.path().join(name), ownership);
-        let _ = fs::remove_dir_all(&private);
-        let (identity, listener) = bound.map_err(|error| fail("bind", error))?;
+        let (identity, listener) = bind_in(&folder, name, ownership).map_err(|error| fail("bind", error))?;
         Ok((Self { folder, name: name.to_owned(), identity, _lock: lock }, listener))
     }
 }
@@ -82,32 +75,46 @@ impl Drop for UnixSocket {
     }
 }
 
+fn lock_name(socket: &OsStr) -> OsString {
+    let mut name = OsString::from(".");
+    name.push(socket);
+    name.push(".lock");
+    name
+}
+
 fn directory(path: &Path, ownership: Ownership, mode: Option<u32>) -> io::Result<Folder> {
     let is_new = !path.as_os_str().is_empty() && !path.exists();
     let folder = Folder::make(path, DIRECTORY_MODE)?;
     if is_new || mode.is_some() {
-        chown(folder.path(), ownership.uid, ownership.gid)?;
+        chown(folder.path(), None, ownership.gid)?;
         fs::set_permissions(folder.path(), fs::Permissions::from_mode(mode.unwrap_or(DIRECTORY_MODE)))?;
     }
     Ok(folder)
 }
 
-/// Binds a socket in a new directory `private` and moves it to `place`; gives its device and inode.
-fn bind_in(private: &Path, place: &Path, ownership: Ownership) -> io::Result<((u64, u64), UnixListener)> {
-    match fs::remove_dir_all(private) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-        _ => {}
-    }
-    DirBuilder::new().mode(0o700).create(private)?;
-    let private = Folder::open(private)?;
+/// Binds a socket in a directory of its own, where nobody else can enter, and moves it to its place in `folder`; gives its
+/// device and inode.
+fn bind_in(folder: &Folder, name: &OsStr, ownership: Ownership) -> io::Result<((u64, u64), UnixListener)> {
+    let mut private_name = OsString::from(".");
+    private_name.push(name);
+    private_name.push(format!("~{:016x}", fastrand::u64(..)));
+    let private = folder.make_private(&private_name)?;
     let socket = private.path().join("s");
-    let listener = UnixListener::bind(&socket)?;
-    fs::set_permissions(&socket, fs::Permissions::from_mode(ownership.mode))?;
-    chown(&socket, ownership.uid, ownership.gid)?;
-    let made = fs::symlink_metadata(&socket)?;
-    fs::rename(&socket, place)?;
-    listener.set_nonblocking(true)?;
-    Ok(((made.dev(), made.ino()), listener))
+    let bound = (|| {
+        let listener = UnixListener::bind(&socket)?;
+        fs::set_permissions(&socket, fs::Permissions::from_mode(ownership.mode))?;
+        lchown(&socket, ownership.uid, ownership.gid)?;
+        let made = fs::symlink_metadata(&socket)?;
+        fs::rename(&socket, folder.path().join(name))?;
+        listener.set_nonblocking(true)?;
+        Ok(((made.dev(), made.ino()), listener))
+    })();
+    if bound.is_err() {
+        let _ = fs::remove_file(&socket);
+    }
+    // An empty directory of this name can be nobody's loss.
+    let _ = fs::remove_dir(folder.path().join(private_name));
+    bound
 }
 
 /// Nothing, or a socket that nobody listens on, may be replaced.
@@ -120,12 +127,23 @@ fn refuse_what_is_there(place: &Path, path: &Path) -> Result<(), BindError> {
     if !found.file_type().is_socket() {
         return Err(BindError::NotASocket { path: path.to_owned() });
     }
-    match UnixStream::connect(place) {
-        Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => Ok(()),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
-        Err(error) => Err(BindError::Unix { path: path.to_owned(), doing: "find out who listens on", error }),
-        Ok(_) => Err(BindError::InUse { path: path.to_owned() }),
+    match connect_at_once(place) {
+        Err(Errno::ECONNREFUSED | Errno::ENOENT) => Ok(()),
+        // Somebody listens, and has more newcomers waiting than it takes.
+        Ok(()) | Err(Errno::EAGAIN) => Err(BindError::InUse { path: path.to_owned() }),
+        Err(error) => Err(BindError::Unix {
+            path: path.to_owned(),
+            doing: "find out who listens on",
+            error: error.into(),
+        }),
     }
+}
+
+/// Connects, but waits for nobody.
+fn connect_at_once(path: &Path) -> nix::Result<()> {
+    let flags = SockFlag::SOCK_NONBLOCK | SockFlag::SOCK_CLOEXEC;
+    let socket = socket(AddressFamily::Unix, SockType::Stream, flags, None)?;
+    connect(socket.as_raw_fd(), &UnixAddr::new(path)?)
 }
 
 #[cfg(test)]

@@ -2,19 +2,26 @@
 //! never two at a time.
 
 use std::fs;
-use std::path::PathBuf;
+use std::io;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::sync::Arc;
 use std::time::Duration;
 
 use nix::sys::signal::{Signal, kill};
-use nix::unistd::Pid;
+use nix::unistd::{Pid, geteuid};
 use tokio::process::Command;
 use tokio::sync::Notify;
 use tokio::time::{sleep, timeout};
 
+use crate::folder::{open_file, read_whole};
+
 /// Changes that come within this time are one.
 const LINGER: Duration = Duration::from_millis(200);
+
+/// The most bytes of a file with the number of a process.
+const MAX_PID_FILE: u64 = 4096;
 
 /// The longest that a program may run.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -66,16 +73,28 @@ impl Hook {
                 }
             }
             Self::Signal { name, pid_file } => {
-                let place = pid_file.display();
-                let text = fs::read_to_string(pid_file).map_err(|error| format!("{place}: {error}"))?;
-                let pid: i32 =
-                    text.trim().parse().map_err(|_| format!("{place} holds no number of a process"))?;
-                if pid <= 1 {
-                    return Err(format!("{place} names process {pid}, which gets no signals from here"));
-                }
+                let pid = pid_in(pid_file).map_err(|error| format!("{}: {error}", pid_file.display()))?;
                 let signal: Signal = format!("SIG{name}").parse().map_err(|_| "unknown signal".to_owned())?;
                 kill(Pid::from_raw(pid), signal).map_err(|error| format!("process {pid}: {error}"))
             }
         }
     }
+}
+
+/// The process whose number is in a file. Who owns the file must be root, the daemon's own user or that of the process:
+/// else whoever may write it could have root signal any process.
+fn pid_in(path: &Path) -> io::Result<i32> {
+    let file = open_file(path)?;
+    let content = read_whole(&file, MAX_PID_FILE)?;
+    let number = std::str::from_utf8(&content).ok().and_then(|text| text.trim().parse().ok());
+    let pid: i32 = number.ok_or_else(|| io::Error::other("it holds no number of a process"))?;
+    if pid <= 1 {
+        return Err(io::Error::other(format!("process {pid} gets no signals from here")));
+    }
+    let owner = file.metadata()?.uid();
+    let of_process = fs::metadata(format!("/proc/{pid}")).map(|process| process.uid());
+    if owner != 0 && owner != geteuid().as_raw() && of_process.is_ok_and(|uid| uid != owner) {
+        return Err(io::Error::other(format!("it belongs to user {owner}, and process {pid} to another")));
+    }
+    Ok(pid)
 }

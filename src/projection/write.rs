@@ -4,25 +4,31 @@
 //! Nothing is written through a symlink below the directory, nor through one of another user above it.
 
 use std::collections::BTreeSet;
-use std::ffi::OsStr;
+use std::ffi::{OsStr, OsString};
 use std::fs::{self, OpenOptions};
-use std::io::{self, ErrorKind, Read};
+use std::io::{self, ErrorKind};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt, symlink};
 use std::path::{Component, Path};
 
 use zeroize::Zeroizing;
 
 use crate::atomic_file::{AtomicFile, DIRECTORY_MODE, PREFIX, unused_name};
-use crate::folder::{Folder, O_NOFOLLOW};
+use crate::folder::{CAUTIOUS, Folder, read_whole};
 use crate::net::Ownership;
+
+/// How deep below the directory of a project its files may lie: whatever somebody else puts there is not walked for ever.
+const MAX_DEPTH: usize = 64;
 
 /// The symlink that leads to the set of files in force.
 pub(super) const CURRENT: &str = "..data";
 
 /// Puts `content` at `target` below `root`; false if it is there already.
 pub(super) fn put(root: &Path, target: &Path, content: &[u8], owner: Ownership) -> io::Result<bool> {
-    let (folders, name) =
-        descend(make_root(root)?, target, |folder, name| folder.make_below(name, DIRECTORY_MODE))?;
+    put_below(make_root(root)?, target, content, owner)
+}
+
+fn put_below(root: Folder, target: &Path, content: &[u8], owner: Ownership) -> io::Result<bool> {
+    let (folders, name) = descend(root, target, |folder, name| folder.make_below(name, DIRECTORY_MODE))?;
     let folder = last(&folders)?;
     if holds(&folder.path().join(name), content, owner)? {
         return Ok(false);
@@ -70,8 +76,8 @@ fn holds(place: &Path, content: &[u8], owner: Ownership) -> io::Result<bool> {
     if !may_be {
         return Ok(false);
     }
-    let mut there = Zeroizing::new(Vec::with_capacity(content.len() + 1));
-    OpenOptions::new().read(true).custom_flags(O_NOFOLLOW).open(place)?.read_to_end(&mut there)?;
+    let file = OpenOptions::new().read(true).custom_flags(CAUTIOUS).open(place)?;
+    let there = Zeroizing::new(read_whole(&file, found.len())?);
     Ok(*there == content)
 }
 
@@ -100,13 +106,19 @@ pub(super) fn remove(root: &Path, target: &Path) -> io::Result<bool> {
     Ok(removed)
 }
 
-/// Removes what an earlier process left half written below `root`.
+/// Removes what an earlier process left half written below `root`, no deeper than files are put.
 pub(super) fn clean(root: &Folder) {
+    clean_to(root, MAX_DEPTH);
+}
+
+fn clean_to(root: &Folder, depth: usize) {
     for entry in fs::read_dir(root.path()).into_iter().flatten().flatten() {
         if entry.file_name().to_string_lossy().starts_with(PREFIX) {
             let _ = fs::remove_file(entry.path());
-        } else if let Ok(below) = root.below(&entry.file_name()) {
-            clean(&below);
+        } else if depth > 0
+            && let Ok(below) = root.below(&entry.file_name())
+        {
+            clean_to(&below, depth - 1);
         }
     }
 }
@@ -121,7 +133,7 @@ pub(super) fn switch(root: &Path, files: &[(&Path, &[u8])], owner: Ownership) ->
     let set_folder = folder.make_below(set.as_ref(), DIRECTORY_MODE)?;
     let made = (|| {
         for (target, content) in files {
-            put(&set_folder.path(), target, content, owner)?;
+            put_below(set_folder.try_clone()?, target, content, owner)?;
         }
         relink(root, CURRENT, Path::new(&set))
     })();
@@ -162,9 +174,28 @@ pub(super) fn dissolve(root: &Path) -> io::Result<()> {
     let root = &folder.path();
     unlink(root, |_| true)?;
     sweep(root)?;
-    let set = fs::read_link(root.join(CURRENT))?;
+    let set = set_in_force(&folder)?;
     fs::remove_file(root.join(CURRENT))?;
-    fs::remove_dir_all(root.join(set))
+    remove_set(&folder, &set)
+}
+
+/// Where the link in force leads, if that is a set of ours: whoever may write to the directory could have it lead anywhere.
+fn set_in_force(folder: &Folder) -> io::Result<OsString> {
+    let set = fs::read_link(folder.path().join(CURRENT))?.into_os_string();
+    if is_set(&set) {
+        Ok(set)
+    } else {
+        Err(io::Error::other("the link to the files in force leads elsewhere"))
+    }
+}
+
+fn is_set(name: &OsStr) -> bool {
+    let digits = name.to_str().and_then(|name| name.strip_prefix(".."));
+    digits.is_some_and(|digits| digits.len() == 16 && digits.bytes().all(|byte| byte.is_ascii_hexdigit()))
+}
+
+fn remove_set(folder: &Folder, set: &OsStr) -> io::Result<()> {
+    if folder.has_own(set) { fs::remove_dir_all(folder.path().join(set)) } else { Ok(()) }
 }
 
 /// Has the link `name` lead elsewhere, in one step.
@@ -178,15 +209,11 @@ fn relink(root: &Path, name: &str, to: &Path) -> io::Result<()> {
 pub(super) fn sweep(root: &Path) -> io::Result<()> {
     let folder = Folder::open(root)?;
     let root = &folder.path();
-    let current = fs::read_link(root.join(CURRENT))?;
+    let current = set_in_force(&folder)?;
     for entry in fs::read_dir(root)?.flatten() {
         let name = entry.file_name();
-        let is_set = name
-            .to_string_lossy()
-            .strip_prefix("..")
-            .is_some_and(|rest| rest.len() == 16 && rest.bytes().all(|byte| byte.is_ascii_hexdigit()));
-        if is_set && Path::new(&name) != current {
-            fs::remove_dir_all(entry.path())?;
+        if is_set(&name) && name != current {
+            remove_set(&folder, &name)?;
         }
     }
     Ok(())

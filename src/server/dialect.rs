@@ -57,6 +57,7 @@ pub(super) fn as_aws(code: &str) -> AwsError {
         | "forced_refresh_limited"
         | "caller_rate_limited"
         | "too_many_waiting"
+        | "too_many_unread"
         | "too_many_connections" => ("ThrottlingException", 400, None),
         "upstream_error"
         | "upstream_unusable_answer"
@@ -122,7 +123,11 @@ mod tests {
                 let is_server_fault = status.starts_with('5')
                     && !matches!(
                         code,
-                        "upstream_throttled" | "not_cached" | "too_many_waiting" | "too_many_connections"
+                        "upstream_throttled"
+                            | "not_cached"
+                            | "too_many_waiting"
+                            | "too_many_unread"
+                            | "too_many_connections"
                     );
                 let is_decryption = code == "upstream_decryption_failure";
                 assert_eq!(as_aws(code).status == 500, is_server_fault && !is_decryption, "{code}");

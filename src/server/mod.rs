@@ -50,7 +50,12 @@ pub struct Shared {
     default_region: Option<String>,
     listeners: AtomicU32,
     audit: Audit,
+    /// Room for bodies that are made for one request, in KiB, until the client has read them.
+    bodies: Arc<Semaphore>,
 }
+
+/// The most memory that such bodies may take, in KiB: what is held is shared by all who read it and not counted.
+const MAX_BODIES: usize = 64 << 10;
 
 impl Shared {
     /// The parts that every listener serves from.
@@ -70,6 +75,7 @@ impl Shared {
             default_region,
             listeners: AtomicU32::new(0),
             audit,
+            bodies: Arc::new(Semaphore::new(MAX_BODIES)),
         }
     }
 

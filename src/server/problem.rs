@@ -108,6 +108,14 @@ impl Problem {
         Self::new(StatusCode::FORBIDDEN, "origin_not_allowed", detail).rejecting("origin")
     }
 
+    /// More answers wait to be read than there is room for.
+    pub(super) fn too_many_bodies() -> Self {
+        let detail = "the answers that clients have not read yet take all the room there is; ask again later";
+        Self::new(StatusCode::SERVICE_UNAVAILABLE, "too_many_unread", detail)
+            .rejecting("unread")
+            .retry_after(None)
+    }
+
     /// A reader that would wait for a change, where as many wait as may.
     pub(super) fn too_many_waiting() -> Self {
         let detail = "as many readers wait for a change here as may; ask again later, or without wait";

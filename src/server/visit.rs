@@ -3,8 +3,9 @@
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use arc_swap::ArcSwap;
+use bytes::Bytes;
 use hyper::header::{HeaderMap, HeaderName};
-use tokio::sync::Semaphore;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::Instant;
 
 use super::api::cache_status::failed;
@@ -88,6 +89,18 @@ pub(super) struct Visit<'a> {
     visitor: &'a Visitor,
     /// For the audit trail; empty where there is none.
     notes: &'a Notes,
+}
+
+/// A body, and its place among those of all requests.
+struct Counted {
+    body: Bytes,
+    _room: OwnedSemaphorePermit,
+}
+
+impl AsRef<[u8]> for Counted {
+    fn as_ref(&self) -> &[u8] {
+        &self.body
+    }
 }
 
 /// What is to be said of a request besides its answer.
@@ -190,6 +203,15 @@ impl<'a> Visit<'a> {
             self.gate.may_have(self.visitor.user, permit, &answer.held.version)?;
         }
         Ok(answer)
+    }
+
+    /// Counts a body that was made for this request alone, for as long as it is in memory: clients that ask for much and
+    /// read nothing would have the daemon hold all of it.
+    pub(super) fn counted(&self, body: Bytes) -> Result<Bytes, Problem> {
+        let size = u32::try_from(body.len() >> 10).unwrap_or(u32::MAX).saturating_add(1);
+        let room = Arc::clone(&self.shared.bodies).try_acquire_many_owned(size);
+        let room = room.map_err(|_| Problem::too_many_bodies())?;
+        Ok(Bytes::from_owner(Counted { body, _room: room }))
     }
 
     /// Has the audit trail say what became of a secret.

@@ -35,7 +35,7 @@ pub(in crate::server) async fn read<B>(
     let stale_if_error = query.refresh_now.then_some(Duration::MAX);
     let demand = Demand { no_cache: query.refresh_now, stale_if_error, ..Demand::default() };
     let answer = visit.read(&key, demand).await?;
-    let body = Metadata::new(&answer.held.version, None, DateForm::Text).render();
+    let body = visit.counted(Metadata::new(&answer.held.version, None, DateForm::Text).render())?;
     let mut response = Response::new(Full::new(body));
     response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
     note_source(response.headers_mut(), &visit.shared.hit_headers, &answer);

@@ -17,7 +17,7 @@ use crate::cache::{Answer, Demand, Held};
 use crate::net::Body;
 use crate::secret::{Field, SecretPath, SecretVersion, VersionSelector};
 use crate::server::guards::presented_token;
-use crate::server::headers::{HitHeaders, rendered};
+use crate::server::headers::rendered;
 use crate::server::problem::Problem;
 use crate::server::visit::Visit;
 use crate::units::{DURATION, parse_duration};
@@ -44,12 +44,12 @@ pub(in crate::server) async fn read<B>(
     let field = query.field.as_ref();
     let Some(wait) = query.wait else {
         let answer = visit.read(&key, demand).await?;
-        return render(&shared.hit_headers, &answer, field, headers);
+        return render(visit, &answer, field, headers);
     };
     let until = Instant::now() + wait;
     let is_known = |held: &Held| is_known(headers, &etag(held, field));
     let answer = visit.read_changed(&key, demand, until, is_known, waiting, presented_token(headers)).await?;
-    render(&shared.hit_headers, &answer, field, headers)
+    render(visit, &answer, field, headers)
 }
 
 /// Whether a read of this query may take long on purpose.
@@ -126,7 +126,7 @@ fn invalid_parameter(name: &str, reason: &str) -> Problem {
 }
 
 fn render(
-    hit_headers: &HitHeaders,
+    visit: &Visit<'_>,
     answer: &Answer,
     field: Option<&Field>,
     asked: &HeaderMap,
@@ -137,13 +137,13 @@ fn render(
         *response.status_mut() = StatusCode::NOT_MODIFIED;
         response
     } else {
-        let (body, content_type) = body(&answer.held.version, field, asked)?;
+        let (body, content_type) = body(visit, &answer.held.version, field, asked)?;
         let mut response = Response::new(Full::new(body));
         response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static(content_type));
         response
     };
     response.headers_mut().insert(ETAG, etag);
-    note_source(response.headers_mut(), hit_headers, answer);
+    note_source(response.headers_mut(), &visit.shared.hit_headers, answer);
     Ok(response)
 }
 
@@ -169,6 +169,7 @@ fn is_known(asked: &HeaderMap, etag: &HeaderValue) -> bool {
 }
 
 fn body(
+    visit: &Visit<'_>,
     version: &SecretVersion,
     field: Option<&Field>,
     asked: &HeaderMap,
@@ -181,7 +182,7 @@ fn body(
     };
     if wants_json(asked) {
         let metadata = Metadata::new(version, field.as_ref(), DateForm::Number);
-        return Ok((metadata.render(), "application/json"));
+        return Ok((visit.counted(metadata.render())?, "application/json"));
     }
     match field {
         Some(field) => Ok((field, TEXT)),

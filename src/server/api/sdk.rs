@@ -172,7 +172,7 @@ impl Api<'_> {
         let key = self.key(input.secret_id.as_deref(), selector)?;
         let answer = self.visit.read(&key, Demand::default()).await?;
         let body = Metadata::new(&answer.held.version, None, DateForm::Number).render();
-        Ok(self.response(body, Some(&answer)))
+        self.response(body, Some(&answer))
     }
 
     /// What AWS says, held as values are; where AWS denies that, what the versions that are held tell.
@@ -190,14 +190,14 @@ impl Api<'_> {
                 // There is one at least.
                 let description = SecretDescription::of_versions(&versions).unwrap_or_default();
                 let body = description.into_version().value.expose().clone();
-                return Ok(self.response(body, Some(&answer)));
+                return self.response(body, Some(&answer));
             }
             described => described.and_then(|answer| answer.map_err(failed)),
         };
         self.visit.note(&current, &described);
         let answer = described?;
         let body = answer.held.version.value.expose().clone();
-        Ok(self.response(body, Some(&answer)))
+        self.response(body, Some(&answer))
     }
 
     async fn batch_get_secret_value(&self, input: BatchGetSecretValue) -> Result<Response<Body>, Problem> {
@@ -224,7 +224,7 @@ impl Api<'_> {
             .map(|answer| Metadata::new(&answer.held.version, None, DateForm::Number))
             .collect();
         let room = secret_values.iter().map(Metadata::room).sum::<usize>() + errors.len() * 4096 + 64;
-        Ok(self.response(render(&Batch { secret_values, errors }, room), None))
+        self.response(render(&Batch { secret_values, errors }, room), None)
     }
 
     /// One id of a batch.
@@ -254,14 +254,14 @@ impl Api<'_> {
         self.visit.try_read(&key, demand).await.ok()?.ok()
     }
 
-    fn response(&self, body: Bytes, answer: Option<&Answer>) -> Response<Body> {
-        let mut response = Response::new(Full::new(body));
+    fn response(&self, body: Bytes, answer: Option<&Answer>) -> Result<Response<Body>, Problem> {
+        let mut response = Response::new(Full::new(self.visit.counted(body)?));
         let headers = response.headers_mut();
         headers.insert(CONTENT_TYPE, HeaderValue::from_static(AWS_JSON));
         if let Some(answer) = answer {
             note_source(headers, &self.visit.shared.hit_headers, answer);
         }
-        response
+        Ok(response)
     }
 }
 
