@@ -8,6 +8,10 @@
 
 #![allow(clippy::unwrap_used, reason = "a benchmark that cannot go on says where")]
 #![allow(clippy::print_stdout, reason = "the table is the output")]
+#![allow(
+    clippy::disallowed_methods,
+    reason = "no runtime here: time passes, and the process decides on its end"
+)]
 #![allow(clippy::cast_precision_loss, clippy::cast_possible_truncation, clippy::cast_sign_loss)]
 
 #[path = "../../tests/support/mod.rs"]
@@ -113,11 +117,11 @@ fn main() {
     }
     let servers = Servers::start();
     let mut report = Report::default();
-    report.print_head();
+    report::print_head();
     for cell in &plan.cells {
         measure(&plan, *cell, &servers, &mut report);
     }
-    report.print_memory(&servers);
+    report::print_memory(&servers);
     report.write(name);
     if name == "guard" {
         let worst = report.worst_ratio();

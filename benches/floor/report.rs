@@ -56,17 +56,6 @@ impl Report {
         self.rows.push((cell, server, measured));
     }
 
-    pub(crate) fn print_head(&self) {
-        println!(
-            "{:<28} {:<11} {:>9} {:>8} {:>15} {:>6} {:>8} {:>8} {:>8} {:>8}",
-            "", "", "requests", "CPU", "spread", "ratio", "p50", "p99", "p99.9", "max"
-        );
-        println!(
-            "{:<28} {:<11} {:>9} {:>8} {:>15} {:>6} {:>35}",
-            "", "", "a second", "us", "us", "of CPU", "us, at half the rate"
-        );
-    }
-
     pub(crate) fn print_cell(&self, cell: Cell) {
         let transport = if cell.transport == Transport::Tcp { "TCP" } else { "Unix" };
         let kept = if cell.keep_alive { "kept" } else { "new" };
@@ -86,12 +75,6 @@ impl Report {
                 measured.latency(0.999),
                 measured.latency(1.0),
             );
-        }
-    }
-
-    pub(crate) fn print_memory(&self, servers: &Servers) {
-        for server in servers.all() {
-            println!("resident memory of {}: {:.1} MB", server.name, server.resident() as f64 / 1e6);
         }
     }
 
@@ -137,6 +120,23 @@ impl Report {
             .iter()
             .find(|(known, name, _)| *known == cell && *name == server)
             .map(|(.., measured)| measured)
+    }
+}
+
+pub(crate) fn print_head() {
+    println!(
+        "{:<28} {:<11} {:>9} {:>8} {:>15} {:>6} {:>8} {:>8} {:>8} {:>8}",
+        "", "", "requests", "CPU", "spread", "ratio", "p50", "p99", "p99.9", "max"
+    );
+    println!(
+        "{:<28} {:<11} {:>9} {:>8} {:>15} {:>6} {:>35}",
+        "", "", "a second", "us", "us", "of CPU", "us, at half the rate"
+    );
+}
+
+pub(crate) fn print_memory(servers: &Servers) {
+    for server in servers.all() {
+        println!("resident memory of {}: {:.1} MB", server.name, server.resident() as f64 / 1e6);
     }
 }
 

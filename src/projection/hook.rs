@@ -98,3 +98,32 @@ fn pid_in(path: &Path) -> io::Result<i32> {
     }
     Ok(pid)
 }
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::chown;
+
+    use nix::sys::stat::Mode;
+
+    use super::*;
+
+    #[test]
+    fn a_process_is_named_by_a_file_of_somebody_who_may_signal_it() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("pid");
+        let own = std::process::id().to_string();
+        fs::write(&path, format!("{own}\n")).unwrap();
+        assert_eq!(pid_in(&path).unwrap().to_string(), own);
+        for wrong in ["", "x", "0", "1", "-1"] {
+            fs::write(&path, wrong).unwrap();
+            assert!(pid_in(&path).is_err(), "{wrong}");
+        }
+        fs::write(&path, own).unwrap();
+        if chown(&path, Some(65534), None).is_ok() {
+            assert!(pid_in(&path).unwrap_err().to_string().contains("belongs to user 65534"));
+        }
+        fs::remove_file(&path).unwrap();
+        nix::unistd::mkfifo(&path, Mode::from_bits_truncate(0o666)).unwrap();
+        assert!(pid_in(&path).is_err(), "nobody is waited for");
+    }
+}

@@ -272,6 +272,40 @@ mod tests {
     }
 
     #[test]
+    fn a_link_that_leads_elsewhere_is_not_taken_for_a_set() {
+        let directory = tempfile::tempdir().unwrap();
+        let (root, precious) = (directory.path().join("root"), directory.path().join("precious"));
+        fs::create_dir_all(&root).unwrap();
+        fs::create_dir_all(precious.join("folder")).unwrap();
+        for to in [precious.clone(), "../precious".into(), "..".into(), "folder".into()] {
+            symlink(&to, root.join(CURRENT)).unwrap();
+            assert!(dissolve(&root).is_err() && sweep(&root).is_err(), "{}", to.display());
+            assert!(precious.join("folder").exists());
+            fs::remove_file(root.join(CURRENT)).unwrap();
+        }
+    }
+
+    #[test]
+    fn a_tree_of_any_depth_is_cleaned_as_far_as_files_are_put() {
+        let directory = tempfile::tempdir().unwrap();
+        let root = Folder::open(directory.path()).unwrap();
+        let mut folder = root.try_clone().unwrap();
+        for _ in 0..5000 {
+            folder = folder.make_below("d".as_ref(), 0o755).unwrap();
+        }
+        clean(&root);
+        // std removes a tree by recursion: this one would be too deep for it.
+        assert!(
+            std::process::Command::new("rm")
+                .arg("-rf")
+                .arg(directory.path().join("d"))
+                .status()
+                .unwrap()
+                .success()
+        );
+    }
+
+    #[test]
     fn what_was_left_half_written_is_removed() {
         let directory = tempfile::tempdir().unwrap();
         fs::create_dir(directory.path().join("group")).unwrap();

@@ -3,6 +3,7 @@
 use std::fs;
 use std::os::unix::fs::MetadataExt;
 use std::os::unix::net::UnixListener;
+use std::process::Command;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -166,6 +167,14 @@ async fn a_new_token_is_taken_over() {
     })
     .await;
     assert!(!daemon.log().contains("sesame"));
+    // A pipe in its place is not read: to open it would be to wait for whoever writes.
+    fs::remove_file(daemon.path("token")).unwrap();
+    assert!(Command::new("mkfifo").arg(daemon.path("token")).status().unwrap().success());
+    let guess = [("X-Aws-Parameters-Secrets-Token", "guess")];
+    assert_eq!(crate::support::client::get(&daemon.tcp(), "/secret/a/b", &guess).await.status, 401);
+    daemon.logs("it is no regular file").await;
+    assert_eq!(crate::support::client::get(&daemon.tcp(), "/secret/a/b", &header).await.status, 200);
+    fs::remove_file(daemon.path("token")).unwrap();
 }
 
 #[tokio::test]

@@ -4,11 +4,11 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 
-use crate::support::ARN;
 use crate::support::client::{Answer, Connection, aws_json_as};
 use crate::support::daemon::{Daemon, Setup};
 use crate::support::fake_aws::{FakeAws, Stored};
 use crate::support::faults::Fault;
+use crate::support::{ARN, eventually};
 
 struct Rig {
     aws: FakeAws,
@@ -310,4 +310,30 @@ async fn the_daemon_never_calls_itself() {
         .await;
     assert_eq!(second.get("/secret/a/b").await.text(), "x");
     assert_eq!(aws.calls(), 1);
+}
+
+#[tokio::test]
+async fn answers_that_nobody_reads_take_no_more_than_their_room() {
+    let rig = Rig::new(|setup| setup.quiet()).await;
+    // Each character takes six in JSON: twenty of these make an answer of more than 7 MiB.
+    rig.aws.put("large", "\u{1}".repeat(65_000).as_str());
+    assert_eq!(rig.get("large").await.status, 200);
+    let body = json!({ "SecretIdList": vec!["large"; 20] }).to_string();
+    let mut deaf = Vec::new();
+    for _ in 0..20 {
+        let mut connection = Connection::open(&rig.daemon.unix()).await.unwrap();
+        let request = format!(
+            "POST / HTTP/1.1\r\nHost: x\r\nX-Amz-Target: secretsmanager.BatchGetSecretValue\r\n\
+             Content-Length: {}\r\n\r\n{body}",
+            body.len()
+        );
+        connection.send(request.as_bytes()).await.unwrap();
+        deaf.push(connection);
+    }
+    let refused = "smcached_rejected_total{listener=\"unix:s.sock\",reason=\"unread\"}";
+    let patience = Duration::from_secs(20);
+    eventually("some are refused", patience, async || rig.daemon.metric(refused).await >= 10).await;
+    assert_eq!(rig.daemon.get("/secret/large").await.status, 200, "what is shared takes no room");
+    drop(deaf);
+    eventually("there is room again", patience, async || rig.get("large").await.status == 200).await;
 }
