@@ -146,7 +146,7 @@ fn measure(plan: &Plan, cell: Cell, servers: &Servers, report: &mut Report) {
         for ((server, target), measured) in able.iter().zip(&targets).zip(&mut measured) {
             let before = server.cpu();
             let outcome = Load::new(target, cell).run(Pace::Closed, plan.length);
-            let cpu = server.cpu() - before;
+            let cpu = server.cpu().saturating_sub(before);
             measured.note(&outcome, cpu);
             slowest = slowest.min(outcome.rate());
         }

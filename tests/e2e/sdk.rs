@@ -314,7 +314,7 @@ async fn the_daemon_never_calls_itself() {
 
 #[tokio::test]
 async fn answers_that_nobody_reads_take_no_more_than_their_room() {
-    let rig = Rig::new(|setup| setup.quiet()).await;
+    let rig = Rig::new(Setup::quiet).await;
     // Each character takes six in JSON: twenty of these make an answer of more than 7 MiB.
     rig.aws.put("large", "\u{1}".repeat(65_000).as_str());
     assert_eq!(rig.get("large").await.status, 200);
