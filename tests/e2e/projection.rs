@@ -103,9 +103,7 @@ async fn a_directory_that_is_switched_together_is_never_mixed() {
     holds(&root.join("deep/er/c"), b"0").await;
     for round in 1..=3 {
         let value = round.to_string();
-        for name in names {
-            aws.put(name, value.as_str());
-        }
+        aws.put_all(&names, &value);
         holds(&root.join("a"), value.as_bytes()).await;
         // Through one look at the link all are of one set: they come in one batch, and so in one switch.
         let set = root.join(fs::read_link(root.join("..data")).unwrap());

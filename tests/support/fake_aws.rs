@@ -97,20 +97,16 @@ impl FakeAws {
             Stored::Text(text) => text.as_bytes(),
             Stored::Binary(bytes) => bytes,
         });
+        self.lock().put(name, value)
+    }
+
+    /// Stores a value of several secrets at one moment, as [`FakeAws::put`] does of one.
+    pub fn put_all(&self, names: &[&str], value: &str) {
+        leaks::note(value.as_bytes());
         let mut state = self.lock();
-        let secret = state.secrets.entry(name.to_owned()).or_insert_with(|| Secret {
-            name: name.to_owned(),
-            versions: Vec::new(),
-            tags: Vec::new(),
-            is_deleted: false,
-            is_denied: false,
-        });
-        for version in &mut secret.versions {
-            version.stages = if version.stages == ["AWSCURRENT"] { vec!["AWSPREVIOUS"] } else { Vec::new() };
+        for name in names {
+            state.put(name, value.into());
         }
-        let id = format!("00000000-0000-4000-8000-{:012}", secret.versions.len() + 1);
-        secret.versions.push(Version { id: id.clone(), stages: vec!["AWSCURRENT"], value });
-        id
     }
 
     /// Adds a tag to a secret.
@@ -158,6 +154,22 @@ impl FakeAws {
 }
 
 impl State {
+    fn put(&mut self, name: &str, value: Stored) -> String {
+        let secret = self.secrets.entry(name.to_owned()).or_insert_with(|| Secret {
+            name: name.to_owned(),
+            versions: Vec::new(),
+            tags: Vec::new(),
+            is_deleted: false,
+            is_denied: false,
+        });
+        for version in &mut secret.versions {
+            version.stages = if version.stages == ["AWSCURRENT"] { vec!["AWSPREVIOUS"] } else { Vec::new() };
+        }
+        let id = format!("00000000-0000-4000-8000-{:012}", secret.versions.len() + 1);
+        secret.versions.push(Version { id: id.clone(), stages: vec!["AWSCURRENT"], value });
+        id
+    }
+
     fn answer(&self, request: &Request) -> (u16, Value) {
         let (body, region) = (&request.body, request.region.as_str());
         match request.action.as_str() {
