@@ -226,7 +226,8 @@ async fn nothing_of_a_value_is_left_while_the_last_requests_are_finished() {
 }
 
 /// Runs what follows with core dumps allowed.
-const WITH_DUMPS: &[&str] = &["/bin/sh", "-c", "ulimit -c unlimited && exec \"$0\" \"$@\""];
+const WITH_DUMPS: &[&str] =
+    &["/usr/bin/env", "--default-signal", "/bin/sh", "-c", "ulimit -c unlimited && exec \"$0\" \"$@\""];
 
 /// Runs what follows as a user who is nobody in particular.
 const AS_NOBODY: &[&str] = &["/usr/bin/setpriv", "--reuid=65534", "--regid=65534", "--clear-groups"];

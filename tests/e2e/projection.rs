@@ -130,8 +130,11 @@ async fn a_program_or_a_process_is_told_of_a_change_and_not_of_the_first_writing
     aws.put("a", "0");
     let at = |name: &str| directory.path().join(name);
     let told: PathBuf = at("told");
-    let mut waiting = Command::new("sh")
+    // Whoever runs the tests may have SIGHUP ignored, as nohup does.
+    let mut waiting = Command::new("env")
         .args([
+            "--default-signal=HUP",
+            "sh",
             "-c",
             &format!(
                 "trap 'touch {}; exit' HUP; touch {}; while :; do sleep 0.05; done",
