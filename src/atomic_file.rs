@@ -12,9 +12,6 @@ use crate::folder::Folder;
 /// With this begin the names of files that are being written.
 pub const PREFIX: &str = ".smcached-";
 
-/// Mode of the directories in which they lie: others may enter.
-pub const DIRECTORY_MODE: u32 = 0o755;
-
 /// A file under a name of its own, readable for nobody else. Removed when dropped, unless it was renamed.
 #[derive(Debug)]
 pub struct AtomicFile<'a> {

@@ -174,14 +174,7 @@ impl<'a> Section<'a> {
         accepted: &str,
         parse: impl FnOnce(Value<'a>) -> Option<T>,
     ) -> Option<Entry<T>> {
-        let (value, span) = self.take(key)?;
-        match parse(Value(value)) {
-            Some(value) => Some(Entry { value, span }),
-            None => {
-                self.refuse(key, &span, &format!("accepted: {accepted}"));
-                None
-            }
-        }
+        self.parsed(key, accepted, parse, Self::refuse)
     }
 
     /// As [`Section::entry`], for what may hold a secret where it is wrong: the complaint does not quote it.
@@ -191,10 +184,20 @@ impl<'a> Section<'a> {
         accepted: &str,
         parse: impl FnOnce(Value<'a>) -> Option<T>,
     ) -> Option<Entry<T>> {
+        self.parsed(key, accepted, parse, Self::refuse_unquoted)
+    }
+
+    fn parsed<T>(
+        &self,
+        key: &'static str,
+        accepted: &str,
+        parse: impl FnOnce(Value<'a>) -> Option<T>,
+        refuse: fn(&Self, &str, &Range<usize>, &str),
+    ) -> Option<Entry<T>> {
         let (value, span) = self.take(key)?;
         let parsed = parse(Value(value));
         if parsed.is_none() {
-            self.document.complain(span.start, &format!("{}: accepted: {accepted}", self.path_of(key)));
+            refuse(self, key, &span, &format!("accepted: {accepted}"));
         }
         parsed.map(|value| Entry { value, span })
     }
@@ -331,7 +334,11 @@ impl<'a> Section<'a> {
 
     fn refuse(&self, key: &str, span: &Range<usize>, what: &str) {
         let given = self.document.quote(span.clone());
-        self.document.complain(span.start, &format!("{}: {given}{what}", self.path_of(key)));
+        self.refuse_unquoted(key, span, &format!("{given}{what}"));
+    }
+
+    fn refuse_unquoted(&self, key: &str, span: &Range<usize>, what: &str) {
+        self.document.complain(span.start, &format!("{}: {what}", self.path_of(key)));
     }
 
     fn path_of(&self, key: &str) -> String {

@@ -18,6 +18,9 @@ use nix::unistd::geteuid;
 /// The most links on one way, as in Linux (`path_resolution(7)`).
 const MAX_LINKS: usize = 40;
 
+/// Mode of directories that others may enter; what lies in them has modes of its own.
+pub const DIRECTORY_MODE: u32 = 0o755;
+
 /// For `custom_flags` of what is opened by name: the last part of the path must not be a link, and nobody is waited for who
 /// may be at the other end of a named pipe.
 pub const CAUTIOUS: i32 = OFlag::O_NOFOLLOW.union(OFlag::O_NONBLOCK).bits();

@@ -6,7 +6,7 @@ mod token;
 
 pub use pattern::{Candidates, Patterns, Verdict};
 pub use policy::{Policy, Rule};
-pub use token::{TOKEN_OVERLAP, TOKEN_POLL_INTERVAL, TokenError, TokenFile};
+pub use token::{TOKEN_POLL_INTERVAL, TokenError, TokenFile};
 
 use std::sync::Arc;
 

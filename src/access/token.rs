@@ -15,9 +15,9 @@ use thiserror::Error;
 use tokio::time::Instant;
 use zeroize::Zeroizing;
 
-use crate::atomic_file::{AtomicFile, DIRECTORY_MODE};
+use crate::atomic_file::AtomicFile;
 use crate::file_watch::FileWatch;
-use crate::folder::{CAUTIOUS, Folder, read_file};
+use crate::folder::{CAUTIOUS, DIRECTORY_MODE, Folder, read_file};
 
 /// Random bytes in a token that the daemon makes.
 const TOKEN_BYTES: usize = 32;
@@ -56,7 +56,7 @@ pub enum TokenError {
 }
 
 /// How long a token that was replaced stays valid: callers may have read it a moment before.
-pub const TOKEN_OVERLAP: Duration = Duration::from_secs(10);
+const TOKEN_OVERLAP: Duration = Duration::from_secs(10);
 
 /// A caller with a token that is not known has the file looked at, so that a new one is valid at once; no more often
 /// than this.

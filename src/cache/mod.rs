@@ -413,7 +413,7 @@ impl Cache {
     /// Charges a caller for one call, unless `is_free` says that none is needed. Who has spent its share waits for more,
     /// if that comes before `until`.
     async fn pay(&self, payer: Payer, until: Instant, is_free: impl Fn() -> bool) -> Result<(), ReadError> {
-        let allowance = Allowance::per_second(self.shared.settings.load().calls.rate_per_caller);
+        let allowance = self.shared.allowance();
         let budgets = &self.shared.budgets;
         let mut in_line = None;
         loop {
@@ -547,9 +547,14 @@ impl Shared {
         if self.flights.has(&slot.key) {
             return true;
         }
-        let allowance = Allowance::per_second(self.settings.load().calls.rate_per_caller);
-        let may_pay = |payer| self.budgets.take(payer, allowance, Instant::now()).is_ok();
-        self.may_force(slot).is_ok() && payer.is_none_or(may_pay)
+        let now = Instant::now();
+        let may_pay = |payer| self.budgets.take(payer, self.allowance(), now).is_ok();
+        slot.take_forced(now).is_ok() && payer.is_none_or(may_pay)
+    }
+
+    /// What one caller may cost the source.
+    fn allowance(&self) -> Allowance {
+        Allowance::per_second(self.settings.load().calls.rate_per_caller)
     }
 
     fn is_pinned(&self, key: &SecretKey) -> bool {

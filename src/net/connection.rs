@@ -75,7 +75,7 @@ pub async fn serve<S: Service>(
     mut drain: DrainWatcher,
     metrics: ConnectionMetrics,
 ) {
-    let room = Arc::new(Room::new(limits.max_connections, limits.max_per_user, metrics));
+    let room = Room::new(limits.max_connections, limits.max_per_user, metrics);
     let spawn = |stream: Stream, peer: Peer, place: Place, drain: &DrainWatcher| {
         tokio::spawn(connection(stream, peer, Arc::clone(&service), limits, drain.clone(), place));
     };

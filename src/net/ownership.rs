@@ -29,9 +29,7 @@ impl Ownership {
         let gid = |name: &str| Group::from_name(name).ok().flatten().map(|group| group.gid.as_raw());
         Ok(Self { mode, uid: look_up("user", owner, uid)?, gid: look_up("group", group, gid)? })
     }
-}
 
-impl Ownership {
     /// The user and the group that it comes to: where none are set `own`, or else those of this process.
     pub fn effective(&self, own: Option<(u32, u32)>) -> (u32, u32) {
         let (uid, gid) = own.unwrap_or_else(|| (geteuid().as_raw(), getegid().as_raw()));

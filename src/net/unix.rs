@@ -12,10 +12,7 @@ use nix::errno::Errno;
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, UnixAddr, connect, socket};
 
 use super::{BindError, Ownership};
-use crate::folder::{CAUTIOUS, Folder};
-
-/// Mode of a socket's directory that says none: others may enter, and the socket's own mode lets them connect or not.
-const DIRECTORY_MODE: u32 = 0o755;
+use crate::folder::{CAUTIOUS, DIRECTORY_MODE, Folder};
 
 /// A socket file of ours. Removed when dropped, if it is still ours.
 #[derive(Debug)]

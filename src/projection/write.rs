@@ -12,8 +12,8 @@ use std::path::{Component, Path};
 
 use zeroize::Zeroizing;
 
-use crate::atomic_file::{AtomicFile, DIRECTORY_MODE, PREFIX, unused_name};
-use crate::folder::{CAUTIOUS, Folder, read_whole};
+use crate::atomic_file::{AtomicFile, PREFIX, unused_name};
+use crate::folder::{CAUTIOUS, DIRECTORY_MODE, Folder, read_whole};
 use crate::net::Ownership;
 
 /// How deep below the directory of a project its files may lie: whatever somebody else puts there is not walked for ever.

@@ -5,8 +5,8 @@ use std::fmt;
 use std::io;
 use std::path::{Path, PathBuf};
 
-use crate::atomic_file::{AtomicFile, DIRECTORY_MODE};
-use crate::folder::Folder;
+use crate::atomic_file::AtomicFile;
+use crate::folder::{DIRECTORY_MODE, Folder};
 
 /// The task's container may run as any user.
 const FILE_MODE: u32 = 0o444;
