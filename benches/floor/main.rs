@@ -4,7 +4,7 @@
 //! Each server has one core to itself and the load the other. They are driven by turns, so that whatever else the
 //! machine does falls on all of them: first as fast as they can, which gives requests a second and CPU a request; then
 //! at half the rate of the slowest, which gives latencies, counted from the moment at which a request was due.
-//! nginx is measured too if it is there, and AWS's agent if `SMCACHED_BENCH_AGENT` names its binary.
+//! The daemon is measured with an audit trail too, and nginx if it is there.
 
 #![allow(clippy::unwrap_used, reason = "a benchmark that cannot go on says where")]
 #![allow(clippy::print_stdout, reason = "the table is the output")]
@@ -134,16 +134,16 @@ fn main() {
 
 /// Drives all servers of a cell by turns.
 fn measure(plan: &Plan, cell: Cell, servers: &Servers, report: &mut Report) {
-    let able: Vec<&Server> = servers.all().filter(|server| server.can(cell)).collect();
-    let targets: Vec<Target> = able.iter().map(|server| server.target(cell)).collect();
-    let mut measured: Vec<Measured> = able.iter().map(|_| Measured::default()).collect();
+    let measuring: Vec<&Server> = servers.all().collect();
+    let targets: Vec<Target> = measuring.iter().map(|server| server.target(cell)).collect();
+    let mut measured: Vec<Measured> = measuring.iter().map(|_| Measured::default()).collect();
     let mut slowest = f64::INFINITY;
     for target in &targets {
         // Caches, and the daemon's own: not counted.
         Load::new(target, cell).run(Pace::Closed, plan.length / 4);
     }
     for _ in 0..plan.repeats {
-        for ((server, target), measured) in able.iter().zip(&targets).zip(&mut measured) {
+        for ((server, target), measured) in measuring.iter().zip(&targets).zip(&mut measured) {
             let before = server.cpu();
             let outcome = Load::new(target, cell).run(Pace::Closed, plan.length);
             let cpu = server.cpu().saturating_sub(before);
@@ -159,7 +159,7 @@ fn measure(plan: &Plan, cell: Cell, servers: &Servers, report: &mut Report) {
             }
         }
     }
-    for (server, measured) in able.iter().zip(measured) {
+    for (server, measured) in measuring.iter().zip(measured) {
         report.add(cell, server.name, measured);
     }
     report.print_cell(cell);

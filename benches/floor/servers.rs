@@ -2,7 +2,7 @@
 
 use std::fs;
 use std::net::{Ipv4Addr, SocketAddr};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
@@ -27,10 +27,9 @@ pub(crate) struct Server {
     pub(crate) name: &'static str,
     process: Child,
     tcp: SocketAddr,
-    unix: Option<std::path::PathBuf>,
+    unix: PathBuf,
     /// The path of a value of this many bytes.
     path: fn(usize) -> String,
-    headers: &'static str,
 }
 
 impl Drop for Server {
@@ -41,17 +40,13 @@ impl Drop for Server {
 }
 
 impl Server {
-    pub(crate) fn can(&self, cell: Cell) -> bool {
-        cell.transport == Transport::Tcp || self.unix.is_some()
-    }
-
     pub(crate) fn target(&self, cell: Cell) -> Target {
         let address = match cell.transport {
             Transport::Tcp => Address::Tcp(self.tcp),
-            Transport::Unix => Address::Unix(self.unix.clone().unwrap()),
+            Transport::Unix => Address::Unix(self.unix.clone()),
         };
-        let (path, headers) = ((self.path)(cell.size), self.headers);
-        let request = format!("GET {path} HTTP/1.1\r\nHost: localhost\r\n{headers}\r\n").into_bytes();
+        let path = (self.path)(cell.size);
+        let request = format!("GET {path} HTTP/1.1\r\nHost: localhost\r\n\r\n").into_bytes();
         Target { address, request }
     }
 
@@ -82,9 +77,15 @@ pub(crate) struct Servers {
 impl Servers {
     pub(crate) fn start() -> Self {
         let directory = tempfile::tempdir().unwrap();
-        let ports: [u16; 3] = free_ports();
-        let mut servers = vec![smcached(directory.path(), ports[0]), hyper(directory.path(), ports[1])];
-        servers.extend(nginx(directory.path(), ports[2]));
+        let ports: [u16; 4] = free_ports();
+        let at = |name: &str| directory.path().join(name);
+        let trail = "[audit]\noutput = \"./audit.log\"\nmax_bytes = \"10MiB\"\nkeep = 1";
+        let mut servers = vec![
+            smcached("smcached", &at("smcached"), ports[0], ""),
+            smcached("with audit", &at("audited"), ports[1], trail),
+            hyper(directory.path(), ports[2]),
+        ];
+        servers.extend(nginx(directory.path(), ports[3]));
         for server in &servers {
             let deadline = Instant::now() + Duration::from_secs(10);
             while std::net::TcpStream::connect(server.tcp).is_err() {
@@ -106,28 +107,19 @@ fn pinned(program: &str) -> Command {
     command
 }
 
-fn loopback(port: u16) -> SocketAddr {
-    (Ipv4Addr::LOCALHOST, port).into()
-}
-
-fn smcached(directory: &Path, port: u16) -> Server {
+/// The daemon, with a folder of its own and these lines more in its configuration.
+fn smcached(name: &'static str, directory: &Path, port: u16, more: &str) -> Server {
+    fs::create_dir(directory).unwrap();
     let secret = |size| format!("[[secret]]\nname = \"bench/{size}\"\nstring = \"{}\"\n", "x".repeat(size));
     fs::write(directory.join("secrets.toml"), SIZES.map(secret).concat()).unwrap();
     let config = format!(
         "[source]\nkind = \"file\"\npath = \"secrets.toml\"\n[cache]\nttl = \"1h\"\n[[listener]]\nunix = \"s.sock\"\n\
-         [[listener]]\ntcp = \"127.0.0.1:{port}\"\ntoken = \"none\"\n[ops]\ntcp = \"off\"\n[log]\nlevel = \"warn\"\n"
+         [[listener]]\ntcp = \"127.0.0.1:{port}\"\ntoken = \"none\"\n[ops]\ntcp = \"off\"\n[log]\nlevel = \"warn\"\n{more}\n"
     );
     fs::write(directory.join("smcached.toml"), config).unwrap();
     let mut command = pinned(SMCACHED);
-    command.args(["serve", "--config", "smcached.toml"]).current_dir(directory).stderr(Stdio::null());
-    Server {
-        name: "smcached",
-        process: command.spawn().unwrap(),
-        tcp: loopback(port),
-        unix: Some(directory.join("s.sock")),
-        path: |size| format!("/secret/bench/{size}"),
-        headers: "",
-    }
+    command.args(["serve", "--config", "smcached.toml"]).current_dir(directory);
+    started(name, command, port, directory.join("s.sock"), |size| format!("/secret/bench/{size}"))
 }
 
 fn hyper(directory: &Path, port: u16) -> Server {
@@ -135,14 +127,18 @@ fn hyper(directory: &Path, port: u16) -> Server {
     let itself = std::env::current_exe().unwrap();
     let mut command = pinned(itself.to_str().unwrap());
     command.args([bare::MODE, &port.to_string()]).arg(&unix);
-    Server {
-        name: "bare hyper",
-        process: command.spawn().unwrap(),
-        tcp: loopback(port),
-        unix: Some(unix),
-        path: |size| format!("/{size}"),
-        headers: "",
-    }
+    started("bare hyper", command, port, unix, |size| format!("/{size}"))
+}
+
+fn started(
+    name: &'static str,
+    mut command: Command,
+    port: u16,
+    unix: PathBuf,
+    path: fn(usize) -> String,
+) -> Server {
+    let process = command.stderr(Stdio::null()).spawn().unwrap();
+    Server { name, process, tcp: (Ipv4Addr::LOCALHOST, port).into(), unix, path }
 }
 
 /// Files from memory, which is the nearest that it has.
@@ -167,13 +163,6 @@ fn nginx(directory: &Path, port: u16) -> Option<Server> {
     );
     fs::write(directory.join("nginx.conf"), config).unwrap();
     let mut command = pinned("nginx");
-    command.arg("-c").arg(directory.join("nginx.conf")).stderr(Stdio::null());
-    Some(Server {
-        name: "nginx",
-        process: command.spawn().unwrap(),
-        tcp: loopback(port),
-        unix: Some(directory.join("nginx.sock")),
-        path: |size| format!("/{size}"),
-        headers: "",
-    })
+    command.arg("-c").arg(directory.join("nginx.conf"));
+    Some(started("nginx", command, port, directory.join("nginx.sock"), |size| format!("/{size}")))
 }
