@@ -5,6 +5,7 @@
 
 mod effective;
 mod environment;
+mod listener;
 mod load;
 mod project;
 
