@@ -124,7 +124,8 @@ fn refuse_what_is_there(place: &Path, path: &Path) -> Result<(), BindError> {
     if !found.file_type().is_socket() {
         return Err(BindError::NotASocket { path: path.to_owned() });
     }
-    match connect_at_once(place) {
+    // By its own path: no longer one may be connected to.
+    match connect_at_once(path) {
         Err(Errno::ECONNREFUSED | Errno::ENOENT) => Ok(()),
         // Somebody listens, and has more newcomers waiting than it takes.
         Ok(()) | Err(Errno::EAGAIN) => Err(BindError::InUse { path: path.to_owned() }),
@@ -198,6 +199,16 @@ mod tests {
         drop(UnixListener::bind(&path).unwrap());
         assert!(path.exists());
         UnixSocket::bind(&path, PRIVATE, None).unwrap();
+    }
+
+    #[test]
+    fn a_stale_socket_with_the_longest_name_is_replaced() {
+        let name = format!("{:x<100}", format!("smcached-test-{}-", std::process::id()));
+        let path = Path::new("/tmp").join(name);
+        drop(UnixListener::bind(&path).unwrap());
+        let bound = UnixSocket::bind(&path, PRIVATE, None);
+        let _ = fs::remove_file(Path::new("/tmp").join(lock_name(path.file_name().unwrap())));
+        bound.unwrap();
     }
 
     #[test]
