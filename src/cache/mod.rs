@@ -49,7 +49,7 @@ use self::slot::Slot;
 use self::store::Store;
 use self::upstream::Upstream;
 use crate::metrics::Metrics;
-use crate::secret::{Origin, SecretKey, VersionSelector};
+use crate::secret::{Origin, SecretKey, SecretVersion, VersionSelector};
 use crate::source::{ErrorClass, SecretSource, SourceError, Tag};
 
 /// A `no-cache` read asks again for a secret that was just refused no sooner than this.
@@ -122,6 +122,10 @@ pub enum ReadError {
         remembered_for: Option<Duration>,
     },
 }
+
+/// Where a secret is held. What is held there may be replaced, or removed for good: then nothing comes there again.
+#[derive(Debug, Clone)]
+pub struct Place(Arc<Slot>);
 
 /// The cache. Clones are handles to one cache.
 #[derive(Debug, Clone)]
@@ -220,18 +224,9 @@ impl Cache {
         }
         let age = held.age(now);
         let too_old = demand.is_too_old(age, held.policy.lifetimes.ttl);
-        match held.freshness(now) {
-            Freshness::Fresh if !too_old => {
-                if now >= held.refresh_at {
-                    self.shared.refresh(slot, now);
-                }
-                Ok(served(held, Served::Hit, age))
-            }
-            Freshness::StaleWhileRevalidate if !too_old => {
-                self.shared.refresh(slot, now);
-                let failing = slot.is_troubled();
-                let served_as = if failing { Served::StaleIfError } else { Served::StaleWhileRevalidate };
-                Ok(served(held, served_as, age))
+        match held.policy.lifetimes.freshness(age) {
+            freshness @ (Freshness::Fresh | Freshness::StaleWhileRevalidate) if !too_old => {
+                Ok(self.at_once(slot, held, freshness, age, now))
             }
             _ if demand.only_if_cached && too_old => Err(ReadError::NotHeld),
             _ if demand.only_if_cached => Ok(served(held, Served::StaleIfError, age)),
@@ -241,6 +236,52 @@ impl Cache {
             }
             _ => self.revalidate(slot, held, now).await,
         }
+    }
+
+    /// Where a secret is held; `None` if it is not.
+    pub fn place_of(&self, key: &SecretKey) -> Option<Place> {
+        self.shared.store.find(key).filter(|slot| slot.held().is_some()).map(Place)
+    }
+
+    /// Reads what is held at a place, as [`Cache::read`] would for a reader without demands; `None` where that would have to
+    /// look further, or wait, and where the reader `may_have` it not.
+    pub fn read_held(
+        &self,
+        place: &Place,
+        now: Instant,
+        may_have: impl FnOnce(&SecretVersion) -> bool,
+    ) -> Option<Answer> {
+        let Place(slot) = place;
+        let held = slot.held()?;
+        let age = held.age(now);
+        let freshness = held.policy.lifetimes.freshness(age);
+        let is_young = matches!(freshness, Freshness::Fresh | Freshness::StaleWhileRevalidate);
+        if !is_young || !may_have(&held.version) {
+            return None;
+        }
+        self.shared.store.mark_read(slot, now);
+        Some(self.at_once(slot, held, freshness, age, now))
+    }
+
+    /// Serves a value that is young enough, and has it refreshed if it is due.
+    fn at_once(
+        &self,
+        slot: &Arc<Slot>,
+        held: Arc<Held>,
+        freshness: Freshness,
+        age: Duration,
+        now: Instant,
+    ) -> Answer {
+        let is_fresh = freshness == Freshness::Fresh;
+        if !is_fresh || now >= held.refresh_at {
+            self.shared.refresh(slot, now);
+        }
+        let served_as = match is_fresh {
+            true => Served::Hit,
+            false if slot.is_troubled() => Served::StaleIfError,
+            false => Served::StaleWhileRevalidate,
+        };
+        served(held, served_as, age)
     }
 
     /// Reads like [`Cache::read`]; while the reader knows what is held, waits for another version of it, at most

@@ -4,10 +4,12 @@
 //! is never held across an await. Emptying is final, so that a value that was revoked or evicted cannot
 //! come back through somebody who still holds the slot.
 
+use std::any::Any;
 use std::collections::HashSet;
+use std::fmt;
 use std::pin::pin;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
 use arc_swap::ArcSwapOption;
@@ -48,16 +50,43 @@ pub struct Held {
     pub policy: Arc<GroupPolicy>,
     /// When the fetch began: the last moment at which the value is known to have been current.
     pub fetched_at: Instant,
+    /// Whatever a way in makes of it for one reader and may use for the next.
+    pub keepsake: Keepsake,
     jitter: f64,
     /// When it is refreshed, if it is in use.
     pub(super) refresh_at: Instant,
+}
+
+/// One value of a type that the cache does not know, made when it is first asked for.
+#[derive(Default)]
+pub struct Keepsake(OnceLock<Box<dyn Any + Send + Sync>>);
+
+impl Keepsake {
+    /// The value; `None` if somebody else keeps one of another type here.
+    pub fn get_or_default<T: Default + Send + Sync + 'static>(&self) -> Option<&T> {
+        self.0.get_or_init(|| Box::<T>::default()).downcast_ref()
+    }
+}
+
+impl fmt::Debug for Keepsake {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Keepsake")
+    }
 }
 
 impl Held {
     pub(super) fn new(version: Arc<SecretVersion>, policy: Arc<GroupPolicy>, fetch: Fetch) -> Self {
         let etag = Bytes::from(format!("\"{}\"", version.version_id));
         let refresh_at = fetch.at + schedule::refresh_ahead(policy.lifetimes.ttl, fetch.jitter);
-        Self { version, etag, policy, fetched_at: fetch.at, jitter: fetch.jitter, refresh_at }
+        Self {
+            version,
+            etag,
+            policy,
+            fetched_at: fetch.at,
+            keepsake: Keepsake::default(),
+            jitter: fetch.jitter,
+            refresh_at,
+        }
     }
 
     /// Time since the fetch began: the `Age` of RFC 9111 section 5.1.
@@ -141,8 +170,8 @@ impl Slot {
             self.read_since_fetch.store(true, Ordering::Relaxed);
         }
         // Counted from 1, so that the first read is always news.
-        let since = u64::try_from(now.saturating_duration_since(self.epoch).as_millis()).unwrap_or(u64::MAX);
-        let now = since.saturating_add(1);
+        let since = now.saturating_duration_since(self.epoch);
+        let now = since.as_secs() * 1000 + u64::from(since.subsec_millis()) + 1;
         let is_news = self.last_read.load(Ordering::Relaxed) != now;
         if is_news {
             self.last_read.store(now, Ordering::Relaxed);
@@ -306,7 +335,7 @@ impl Slot {
 
     /// The bytes that the slot accounts for: the version, and its own parts and names, roughly.
     pub(super) fn weight(&self) -> usize {
-        const PARTS: usize = 1024;
+        const PARTS: usize = 2048;
         PARTS + self.held.load().as_ref().map_or(0, |held| held.version.weight())
     }
 

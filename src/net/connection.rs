@@ -2,19 +2,22 @@
 //! nothing to any other.
 
 use std::convert::Infallible;
-use std::future::Future;
+use std::future::{Future, ready};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
+use futures_util::StreamExt;
+use futures_util::future::Either;
+use futures_util::stream::FuturesUnordered;
 use hyper::body::Incoming;
 use hyper::header::{CONNECTION, HeaderValue};
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper::{Request, Response};
-use hyper_util::rt::{TokioIo, TokioTimer};
+use hyper_util::rt::TokioIo;
 use tokio::time::sleep;
 
 use super::listener::{Listener, Stream};
@@ -30,6 +33,12 @@ pub trait Service: Send + Sync + 'static {
 
     /// Somebody has connected.
     fn connected(&self, peer: Peer, activity: Arc<Activity>) -> Self::Session;
+
+    /// Answers one request, if that takes no waiting; `None` leaves it to [`Service::call`], as if nothing had happened.
+    fn call_now(&self, request: &Request<Incoming>, session: &Self::Session) -> Option<Response<Body>> {
+        let _ = (request, session);
+        None
+    }
 
     /// Answers one request.
     fn call(
@@ -122,6 +131,25 @@ struct Shared<S: Service> {
     activity: Arc<Activity>,
 }
 
+impl<S: Service> Shared<S> {
+    /// What is done with every answer.
+    fn finish(&self, mut response: Response<Body>) -> Response<Body> {
+        self.activity.end();
+        if self.draining.has_started() {
+            response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
+        }
+        response
+    }
+}
+
+/// How a connection ends that would go on by itself.
+enum End {
+    /// It gives way, or has been idle for too long.
+    Now,
+    /// The daemon ends.
+    Soon,
+}
+
 /// What a connection is at.
 #[derive(Debug, Default)]
 pub struct Activity {
@@ -135,11 +163,11 @@ pub struct Activity {
 
 impl Activity {
     pub(super) fn begin(&self) {
-        self.requests.fetch_or(1, Ordering::Relaxed);
+        self.requests.store(self.so_far() | 1, Ordering::Relaxed);
     }
 
     pub(super) fn end(&self) {
-        self.requests.fetch_add(1, Ordering::Relaxed);
+        self.requests.store(self.so_far() + 1, Ordering::Relaxed);
     }
 
     /// Another number after each request.
@@ -164,6 +192,19 @@ impl Activity {
         body
     }
 
+    /// Waits until nothing has been asked for, and nothing been under way, for so long or a little longer: no timer is moved
+    /// with every request, but one looks now and then.
+    async fn idle_for(&self, timeout: Duration) {
+        const LOOKS: u32 = 4;
+        let (mut before, mut quiet) = (self.so_far(), 0);
+        while quiet < LOOKS {
+            sleep(timeout / LOOKS).await;
+            let is_quiet =
+                self.so_far() == before && !self.is_busy() && !self.is_sending.load(Ordering::Relaxed);
+            (before, quiet) = (self.so_far(), if is_quiet { quiet + 1 } else { 0 });
+        }
+    }
+
     /// Whether nobody would miss the connection at this moment.
     pub(super) fn is_idle(&self) -> bool {
         let is_busy = self.is_busy() && !self.is_receiving.load(Ordering::Relaxed);
@@ -184,25 +225,35 @@ async fn connection<S: Service>(
     let shared =
         Arc::new(Shared { service, session, draining: drain.clone(), activity: Arc::clone(&activity) });
     let answer = service_fn(|request| {
-        let shared = Arc::clone(&shared);
-        async move {
-            shared.activity.begin();
-            let mut response = call_caught(&*shared.service, request, &shared.session).await;
-            shared.activity.end();
-            if shared.draining.has_started() {
-                response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
+        shared.activity.begin();
+        // Before a future is polled, hyper reads on, into another buffer for as long as the request occupies this one.
+        match call_now_caught(&*shared.service, &request, &shared.session) {
+            Some(response) => Either::Left(ready(Ok::<_, Infallible>(shared.finish(response)))),
+            None => {
+                let shared = Arc::clone(&shared);
+                Either::Right(async move {
+                    let response = call_caught(&*shared.service, request, &shared.session).await;
+                    Ok(shared.finish(response))
+                })
             }
-            Ok::<_, Infallible>(response)
         }
     });
     let stream = Timed::new(stream, limits.patience, Arc::clone(&activity));
-    let connection = http1(limits.idle_timeout).serve_connection(TokioIo::new(stream), answer);
+    let connection = http1().serve_connection(TokioIo::new(stream), answer);
     let mut connection = pin!(connection);
-    // An error is the peer's: it hung up, was idle or slow for too long or spoke something else than HTTP.
+    // An error is the peer's: it hung up, was slow for too long or spoke something else than HTTP.
+    let mut ends = FuturesUnordered::from_iter([async {
+        tokio::select! {
+            () = place.given_up(&activity) => End::Now,
+            () = activity.idle_for(limits.idle_timeout) => End::Now,
+            () = drain.started() => End::Soon,
+        }
+    }]);
+    // What is in `ends` is polled only when it is woken itself, not with every request.
     tokio::select! {
+        biased;
         _ = connection.as_mut() => return,
-        () = place.given_up(&activity) => return,
-        () = drain.started() => {}
+        end = ends.next() => if matches!(end, Some(End::Now)) { return },
     }
     tokio::select! {
         _ = connection.as_mut() => return,
@@ -213,14 +264,22 @@ async fn connection<S: Service>(
 
 /// How HTTP is spoken on every connection. No `pipeline_flush`: it copies each body into a buffer that lives as long as
 /// the connection, and holds back answers for what follows a request.
-pub(crate) fn http1(idle_timeout: Duration) -> http1::Builder {
+///
+/// No timer of hyper's either, which it would move twice a request: [`Timed`] and [`Activity`] see to slow and idle peers.
+pub(crate) fn http1() -> http1::Builder {
     let mut http1 = http1::Builder::new();
+    http1.max_buf_size(MAX_HEAD).auto_date_header(false);
     http1
-        .timer(TokioTimer::new())
-        .header_read_timeout(idle_timeout)
-        .max_buf_size(MAX_HEAD)
-        .auto_date_header(false);
-    http1
+}
+
+/// Calls the service for an answer at once; a panic becomes an answer.
+fn call_now_caught<S: Service>(
+    service: &S,
+    request: &Request<Incoming>,
+    session: &S::Session,
+) -> Option<Response<Body>> {
+    catch_unwind(AssertUnwindSafe(|| service.call_now(request, session)))
+        .unwrap_or_else(|_| Some(service.panicked()))
 }
 
 /// Calls the service; a panic becomes an answer.

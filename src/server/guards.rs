@@ -3,8 +3,11 @@
 //! hyper accepts some messages that proxies and clients read differently (RFC 9112); those are refused
 //! here, so that nobody can smuggle one request inside another or be misled about whom it is for.
 
+use std::net::IpAddr;
+
 use hyper::header::{
-    AUTHORIZATION, CONTENT_LENGTH, FORWARDED, HOST, HeaderMap, HeaderName, ORIGIN, TRANSFER_ENCODING, VIA,
+    AUTHORIZATION, CONTENT_LENGTH, FORWARDED, HOST, HeaderMap, HeaderName, HeaderValue, ORIGIN,
+    TRANSFER_ENCODING, VIA,
 };
 use hyper::http::uri::{Authority, Scheme};
 use hyper::{Method, Request, Version};
@@ -34,17 +37,14 @@ impl Guards {
     /// Checks the message's form, that it came neither by way of a proxy nor from a web page, and on TCP that it came
     /// under no foreign name (DNS rebinding).
     pub(super) fn check<B: hyper::body::Body>(&self, request: &Request<B>) -> Result<(), Problem> {
-        let headers = request.headers();
-        if headers.contains_key(TRANSFER_ENCODING) && headers.contains_key(CONTENT_LENGTH) {
+        let seen = Seen::of(request.headers());
+        if seen.codings > 0 && seen.lengths > 0 {
             return Err(
                 Problem::malformed("Content-Length and Transfer-Encoding exclude each other").closing()
             );
         }
         // hyper looks at the last coding only, and would hand on a body that another one still covers.
-        let mut codings = headers.get_all(TRANSFER_ENCODING).iter();
-        if codings.next().is_some_and(|coding| !coding.as_bytes().eq_ignore_ascii_case(b"chunked"))
-            || codings.next().is_some()
-        {
+        if seen.codings > usize::from(seen.is_chunked) {
             return Err(Problem::malformed("the only Transfer-Encoding that is known is chunked").closing());
         }
         // A method that may have a body is refused for itself.
@@ -58,73 +58,121 @@ impl Guards {
         if request.uri().scheme().is_some_and(|scheme| *scheme != Scheme::HTTP) {
             return Err(Problem::malformed("the target's scheme must be http"));
         }
-        let host = one_host(request)?;
-        let authority = request.uri().authority();
-        let is_host = |authority: &Authority| {
-            let is_same = |host: &Authority| host.as_str().eq_ignore_ascii_case(authority.as_str());
-            is_host_and_port(authority) && host.as_ref().is_none_or(is_same)
-        };
-        if !authority.is_none_or(is_host) {
-            return Err(Problem::malformed("the target's authority and the Host header differ"));
+        let mut host = seen.one_host(request.version())?;
+        if let Some(authority) = request.uri().authority() {
+            let authority = HostAndPort::parse(authority.as_str().as_bytes());
+            let is_same = |authority: &HostAndPort<'_>| host.is_none_or(|host| host.is_same(authority));
+            let Some(authority) = authority.filter(is_same) else {
+                return Err(Problem::malformed("the target's authority and the Host header differ"));
+            };
+            host = Some(authority);
         }
-        if [X_FORWARDED_FOR, FORWARDED, VIA].iter().any(|name| headers.contains_key(name)) {
+        if seen.forwarders > 0 {
             return Err(Problem::forwarded());
         }
-        if headers.contains_key(ORIGIN) {
+        if seen.origins > 0 {
             return Err(Problem::foreign_origin());
         }
         // A request of HTTP/1.0 may lack the header; browsers, which rebinding needs, always send it.
-        let is_ours = |allowed: &[String]| {
-            let host = host.as_ref().or(authority);
-            host.is_none_or(|host| is_loopback(host.host()) || is_listed(host, allowed))
-        };
+        let is_ours =
+            |allowed: &[String]| host.is_none_or(|host| host.is_loopback() || host.is_listed(allowed));
         if self.allowed_hosts.as_deref().is_none_or(is_ours) { Ok(()) } else { Err(Problem::foreign_host()) }
     }
 }
 
-/// RFC 9112 section 3.2: exactly one Host in HTTP/1.1, at most one before.
-fn one_host<B>(request: &Request<B>) -> Result<Option<Authority>, Problem> {
-    let mut hosts = request.headers().get_all(HOST).iter();
-    let host = hosts.next();
-    if hosts.next().is_some() {
-        return Err(Problem::malformed("there is more than one Host header"));
-    }
-    match host {
-        None if request.version() >= Version::HTTP_11 => {
-            Err(Problem::malformed("the Host header is missing"))
+/// The header fields that are looked at, found in one pass over all.
+#[derive(Debug, Default)]
+struct Seen<'a> {
+    host: Option<&'a HeaderValue>,
+    hosts: usize,
+    codings: usize,
+    /// The first coding is `chunked`.
+    is_chunked: bool,
+    lengths: usize,
+    origins: usize,
+    forwarders: usize,
+}
+
+impl<'a> Seen<'a> {
+    fn of(headers: &'a HeaderMap) -> Self {
+        let mut seen = Self::default();
+        for (name, value) in headers {
+            if *name == HOST {
+                seen.hosts += 1;
+                seen.host = seen.host.or(Some(value));
+            } else if *name == TRANSFER_ENCODING {
+                let is_chunked = value.as_bytes().eq_ignore_ascii_case(b"chunked");
+                seen.is_chunked |= seen.codings == 0 && is_chunked;
+                seen.codings += 1;
+            } else if *name == CONTENT_LENGTH {
+                seen.lengths += 1;
+            } else if *name == ORIGIN {
+                seen.origins += 1;
+            } else if *name == FORWARDED || *name == VIA || *name == X_FORWARDED_FOR {
+                seen.forwarders += 1;
+            }
         }
-        None => Ok(None),
-        // An empty Host is legal where the target has no authority, and what some Unix-socket clients send.
-        Some(host) if host.is_empty() => Ok(None),
-        Some(host) => Authority::try_from(host.as_bytes())
-            .ok()
-            .filter(is_host_and_port)
-            .map(Some)
-            .ok_or_else(|| Problem::malformed("the Host header is malformed")),
+        seen
+    }
+
+    /// RFC 9112 section 3.2: exactly one Host in HTTP/1.1, at most one before.
+    fn one_host(&self, version: Version) -> Result<Option<HostAndPort<'a>>, Problem> {
+        if self.hosts > 1 {
+            return Err(Problem::malformed("there is more than one Host header"));
+        }
+        match self.host {
+            None if version >= Version::HTTP_11 => Err(Problem::malformed("the Host header is missing")),
+            None => Ok(None),
+            // An empty Host is legal where the target has no authority, and what some Unix-socket clients send.
+            Some(host) if host.is_empty() => Ok(None),
+            Some(host) => HostAndPort::parse(host.as_bytes())
+                .map(Some)
+                .ok_or_else(|| Problem::malformed("the Host header is malformed")),
+        }
     }
 }
 
 /// RFC 9110 section 7.2: no user, and a port of digits if any.
-fn is_host_and_port(authority: &Authority) -> bool {
-    match authority.as_str().strip_prefix(authority.host()) {
-        Some("") => true,
-        Some(rest) => {
-            rest.strip_prefix(':').is_some_and(|port| port.bytes().all(|byte| byte.is_ascii_digit()))
+#[derive(Debug, Clone, Copy)]
+struct HostAndPort<'a> {
+    whole: &'a [u8],
+    name: &'a [u8],
+}
+
+impl<'a> HostAndPort<'a> {
+    fn parse(whole: &'a [u8]) -> Option<Self> {
+        let is_usual = |byte: &u8| byte.is_ascii_alphanumeric() || matches!(*byte, b'.' | b'-');
+        let is_port = |rest: &[u8]| match rest {
+            [] => true,
+            [b':', port @ ..] => port.iter().all(u8::is_ascii_digit),
+            _ => false,
+        };
+        let (name, rest) = whole.split_at(whole.iter().take_while(|byte| is_usual(byte)).count());
+        if !name.is_empty() && is_port(rest) {
+            return Some(Self { whole, name });
         }
-        None => false,
+        // An address of IPv6, or what is seldom seen.
+        let authority = Authority::try_from(whole).ok()?;
+        let (name, rest) = whole.split_at_checked(authority.host().len())?;
+        (name == authority.host().as_bytes() && is_port(rest)).then_some(Self { whole, name })
     }
-}
 
-fn is_loopback(host: &str) -> bool {
-    let bare = host.strip_prefix('[').and_then(|host| host.strip_suffix(']')).unwrap_or(host);
-    let is_name = bare.eq_ignore_ascii_case("localhost");
-    is_name || bare.parse::<std::net::IpAddr>().is_ok_and(|address| address.is_loopback())
-}
+    fn is_same(&self, other: &HostAndPort<'_>) -> bool {
+        self.whole.eq_ignore_ascii_case(other.whole)
+    }
 
-fn is_listed(host: &Authority, allowed: &[String]) -> bool {
-    allowed
-        .iter()
-        .any(|name| name.eq_ignore_ascii_case(host.host()) || name.eq_ignore_ascii_case(host.as_str()))
+    fn is_listed(&self, allowed: &[String]) -> bool {
+        allowed
+            .iter()
+            .map(String::as_bytes)
+            .any(|name| name.eq_ignore_ascii_case(self.name) || name.eq_ignore_ascii_case(self.whole))
+    }
+
+    fn is_loopback(&self) -> bool {
+        let bare = self.name.strip_prefix(b"[").and_then(|name| name.strip_suffix(b"]")).unwrap_or(self.name);
+        let is_address = |text: &str| text.parse::<IpAddr>().is_ok_and(|address| address.is_loopback());
+        bare.eq_ignore_ascii_case(b"localhost") || std::str::from_utf8(bare).is_ok_and(is_address)
+    }
 }
 
 /// 405 unless the method is among `allowed`.

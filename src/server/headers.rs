@@ -1,60 +1,36 @@
-//! Header values of a hit that are rendered once and shared: small numbers, and what contains them.
+//! The head of a hit, kept with what is held: for all who read it within the same second it is the same.
 
-use std::sync::OnceLock;
+use std::sync::Arc;
 
-use hyper::header::HeaderValue;
+use arc_swap::ArcSwapOption;
+use hyper::header::{HeaderMap, HeaderValue};
 
-/// Ages and remaining lifetimes below this many seconds are kept; those above are rendered each time.
-const KEPT: usize = 512;
+use crate::cache::{Answer, Served};
 
-/// The `Age` and `Cache-Status` values of hits.
-#[derive(Debug)]
-pub(super) struct HitHeaders {
-    ages: Box<[OnceLock<HeaderValue>]>,
-    hits: Box<[OnceLock<HeaderValue>]>,
+/// The last head that was made for a held value.
+#[derive(Default)]
+struct Kept(ArcSwapOption<Head>);
+
+struct Head {
+    /// In seconds.
+    age: u64,
+    fields: HeaderMap,
 }
 
-impl Default for HitHeaders {
-    fn default() -> Self {
-        let empty = || (0..KEPT).map(|_| OnceLock::new()).collect();
-        Self { ages: empty(), hits: empty() }
+/// The header fields of an answer without anything special, by `make` if they are not kept.
+pub(super) fn kept(answer: &Answer, make: impl FnOnce() -> HeaderMap) -> HeaderMap {
+    let keepsake = answer.held.keepsake.get_or_default::<Kept>();
+    let Some(Kept(kept)) = keepsake.filter(|_| answer.served == Served::Hit) else { return make() };
+    let age = answer.age.as_secs();
+    if let Some(head) = kept.load().as_ref().filter(|head| head.age == age) {
+        return head.fields.clone();
     }
-}
-
-impl HitHeaders {
-    /// `Age` (RFC 9111 section 5.1).
-    pub(super) fn age(&self, seconds: u64) -> HeaderValue {
-        kept(&self.ages, seconds, || HeaderValue::from(seconds))
-    }
-
-    /// `Cache-Status` of a fresh hit (RFC 9211).
-    pub(super) fn fresh_hit(&self, ttl: u64) -> HeaderValue {
-        kept(&self.hits, ttl, || rendered(&format!("smcached; hit; ttl={ttl}")))
-    }
-}
-
-fn kept(values: &[OnceLock<HeaderValue>], at: u64, render: impl Fn() -> HeaderValue) -> HeaderValue {
-    let cell = usize::try_from(at).ok().and_then(|at| values.get(at));
-    cell.map_or_else(&render, |cell| cell.get_or_init(&render).clone())
+    let fields = make();
+    kept.store(Some(Arc::new(Head { age, fields: fields.clone() })));
+    fields
 }
 
 /// A value from text of ours, which is ASCII; what is not becomes empty rather than a panic.
 pub(super) fn rendered(text: &str) -> HeaderValue {
     HeaderValue::from_str(text).unwrap_or(HeaderValue::from_static(""))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn kept_and_rendered_values_read_the_same() {
-        let headers = HitHeaders::default();
-        for seconds in [0, 7, KEPT as u64 - 1, KEPT as u64, 86_400] {
-            for _ in 0..2 {
-                assert_eq!(headers.age(seconds), seconds.to_string());
-                assert_eq!(headers.fresh_hit(seconds), format!("smcached; hit; ttl={seconds}"));
-            }
-        }
-    }
 }

@@ -7,7 +7,9 @@ mod api;
 mod dialect;
 mod guards;
 mod headers;
+mod known_paths;
 mod problem;
+mod record;
 mod router;
 mod visit;
 
@@ -21,18 +23,18 @@ use hyper::body::Incoming;
 use hyper::header::{CACHE_CONTROL, CONTENT_TYPE, HeaderValue};
 use hyper::{Request, Response, StatusCode};
 use tokio::sync::Semaphore;
-use tokio::time::Instant;
 
 use self::api::{agent, native, sdk};
 use self::dialect::Dialect;
 use self::guards::Guards;
-use self::headers::HitHeaders;
+use self::known_paths::KnownPaths;
 use self::problem::Problem;
+use self::record::Record;
 use self::router::Route;
+use self::visit::Visit;
 pub use self::visit::Visitor;
-use self::visit::{Note, Notes, Visit};
 use crate::access::Gate;
-use crate::audit::{Audit, Event};
+use crate::audit::Audit;
 use crate::cache::Cache;
 use crate::lifecycle::Readiness;
 use crate::metrics::{HttpMetrics, RouteMetrics};
@@ -43,15 +45,28 @@ use crate::secret::Resolver;
 #[derive(Debug)]
 pub struct Shared {
     cache: Cache,
-    resolver: ArcSwap<Resolver>,
+    resolving: ArcSwap<Resolving>,
     readiness: Readiness,
-    hit_headers: HitHeaders,
     /// The daemon's own region, where it is known.
     default_region: Option<String>,
     listeners: AtomicU32,
     audit: Audit,
     /// Room for bodies that are made for one request, in KiB, until the client has read them.
     bodies: Arc<Semaphore>,
+}
+
+/// How a path becomes a key.
+#[derive(Debug)]
+struct Resolving {
+    resolver: Arc<Resolver>,
+    /// What it made of paths.
+    paths: KnownPaths,
+}
+
+impl Resolving {
+    fn by(resolver: Arc<Resolver>) -> Self {
+        Self { resolver, paths: KnownPaths::default() }
+    }
 }
 
 /// The most memory that such bodies may take, in KiB: what is held is shared by all who read it and not counted.
@@ -66,12 +81,10 @@ impl Shared {
         default_region: Option<String>,
         audit: Audit,
     ) -> Self {
-        let hit_headers = HitHeaders::default();
         Self {
             cache,
-            resolver: resolver.into(),
+            resolving: ArcSwap::from_pointee(Resolving::by(resolver)),
             readiness,
-            hit_headers,
             default_region,
             listeners: AtomicU32::new(0),
             audit,
@@ -81,7 +94,7 @@ impl Shared {
 
     /// Other groups from now on.
     pub fn set_resolver(&self, resolver: Arc<Resolver>) {
-        self.resolver.store(resolver);
+        self.resolving.store(Arc::new(Resolving::by(resolver)));
     }
 }
 
@@ -102,6 +115,25 @@ impl Rules {
     /// Who may come in.
     pub fn gate(&self) -> &Gate {
         &self.gate
+    }
+
+    /// Whether the request may come in at all.
+    fn let_in(
+        &self,
+        request: &Request<Incoming>,
+        route: Route<'_>,
+        visitor: &Visitor,
+    ) -> Result<(), Problem> {
+        self.guards.check(request)?;
+        // Health is everybody's; all else is for those who may come in, be it to learn that a path does not exist.
+        if !route.is_health() {
+            let token = self.gate.token.as_ref().and_then(|_| guards::presented_token(request.headers()));
+            self.gate.admit(&visitor.caller(token))?;
+        }
+        if let Some(allowed) = route.methods() {
+            guards::check_method(request, allowed)?;
+        }
+        Ok(())
     }
 }
 
@@ -149,34 +181,16 @@ impl SecretService {
         }
     }
 
-    /// Whether the request may come in at all.
-    fn enter(
-        &self,
-        request: &Request<Incoming>,
-        route: Route<'_>,
-        visitor: &Visitor,
-    ) -> Result<Arc<Rules>, Problem> {
-        let rules = self.rules.load_full();
-        rules.guards.check(request)?;
-        // Health is everybody's; all else is for those who may come in, be it to learn that a path does not exist.
-        if !route.is_health() {
-            rules.gate.admit(&visitor.caller(guards::presented_token(request.headers())))?;
-        }
-        if let Some(allowed) = route.methods() {
-            guards::check_method(request, allowed)?;
-        }
-        Ok(rules)
-    }
-
     async fn answer(
         &self,
         request: Request<Incoming>,
         visitor: &Visitor,
-        notes: &Notes,
+        record: &Record<'_>,
     ) -> Result<Response<Body>, Problem> {
         let route = Route::of(request.method(), request.uri().path());
-        let rules = self.enter(&request, route, visitor)?;
-        let visit = Visit::new(&self.shared, &self.rules, &rules.gate, visitor, notes);
+        let rules = self.rules.load_full();
+        rules.let_in(&request, route, visitor)?;
+        let visit = Visit::new(&self.shared, &self.rules, &rules.gate, visitor, &record.notes, record.began);
         match route {
             Route::Secret(raw) => native::read(&visit, &request, raw, &self.waiting).await,
             Route::AgentQuery => agent::read(&visit, &request, None).await,
@@ -199,25 +213,6 @@ impl SecretService {
         }
     }
 
-    /// A line of the audit trail for each secret that a request was about, and one for a request that came to none.
-    fn report(&self, event: &Event, mut notes: Vec<Note>, refusal: Option<&'static str>) {
-        match (refusal, notes.last_mut()) {
-            (Some(code), None) => self.shared.audit.record(Event { outcome: code, ..event.clone() }),
-            // It was read, and then there was no such field.
-            (Some(code), Some(note)) => note.outcome = code,
-            (None, _) => {}
-        }
-        for note in notes {
-            self.shared.audit.record(Event {
-                secret_id: Some(note.secret_id),
-                version_id: note.version_id,
-                outcome: note.outcome,
-                age: note.age,
-                ..event.clone()
-            });
-        }
-    }
-
     /// What the ops listener's `/readyz` says, without its details.
     fn health(&self) -> Response<Body> {
         if self.shared.readiness.reasons().is_empty() {
@@ -235,36 +230,22 @@ impl Service for SecretService {
         Visitor::new(self.number, peer, activity)
     }
 
-    async fn call(&self, request: Request<Incoming>, visitor: &Visitor) -> Response<Body> {
-        let start = Instant::now();
+    fn call_now(&self, request: &Request<Incoming>, visitor: &Visitor) -> Option<Response<Body>> {
         let route = Route::of(request.method(), request.uri().path());
-        let (metrics, dialect) = (self.metrics_of(route, request.uri().query()), route.dialect());
-        // What the audit trail says of the request, while that is still to be seen.
-        let is_audited = !route.is_health() && self.shared.audit.is_on();
-        let event = is_audited.then(|| visitor.event(&self.label, request.headers()));
-        let is_read = !matches!(route, Route::Unmatched);
-        let notes = Notes::default();
-        let answer = self.answer(request, visitor, &notes).await;
-        let refusal = answer.as_ref().err().map(|problem| (problem.code(), problem.rejection()));
-        let (notes, rejections) = notes.into_inner();
-        for reason in rejections.into_iter().chain(refusal.and_then(|(_, rejection)| rejection)) {
-            self.http.rejected(&self.label, reason);
-        }
-        let mut response = answer.unwrap_or_else(|problem| problem.into_response(dialect));
-        let request_id = (dialect == Dialect::Aws).then(|| sdk::note_request_id(&mut response));
-        if let Some(event) = event
-            && (is_read || refusal.is_some_and(|(_, rejection)| rejection.is_some()))
-        {
-            let event = Event {
-                surface: metrics.name(),
-                status: response.status().as_u16(),
-                request_id: request_id.map(Into::into).or(event.request_id),
-                ..event
-            };
-            self.report(&event, notes, refusal.map(|(code, _)| code));
-        }
-        metrics.answered(response.status().as_u16(), start.elapsed());
-        response
+        let Route::Secret(raw) = route else { return None };
+        let rules = self.rules.load();
+        rules.let_in(request, route, visitor).ok()?;
+        let record = Record::begin(self, request, route, visitor);
+        let visit = Visit::new(&self.shared, &self.rules, &rules.gate, visitor, &record.notes, record.began);
+        let response = native::read_held(&visit, request, raw)?;
+        Some(record.end_well(response))
+    }
+
+    async fn call(&self, request: Request<Incoming>, visitor: &Visitor) -> Response<Body> {
+        let route = Route::of(request.method(), request.uri().path());
+        let record = Record::begin(self, &request, route, visitor);
+        let answer = self.answer(request, visitor, &record).await;
+        record.end(answer)
     }
 
     fn panicked(&self) -> Response<Body> {

@@ -13,9 +13,9 @@ use super::problem::Problem;
 use super::{Rules, Shared};
 use crate::access::{Caller, Gate, User};
 use crate::audit::{Event, program_of};
-use crate::cache::{Answer, Demand, Held, Payer, ReadError, Served};
+use crate::cache::{Answer, Demand, Held, Payer, Place, ReadError, Served};
 use crate::net::{Activity, Peer};
-use crate::secret::{MAX_ID_BYTES, SecretKey};
+use crate::secret::{MAX_ID_BYTES, SecretKey, SecretVersion};
 
 /// What a client calls its request.
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
@@ -89,6 +89,8 @@ pub(super) struct Visit<'a> {
     visitor: &'a Visitor,
     /// For the audit trail; empty where there is none.
     notes: &'a Notes,
+    /// When the request came.
+    began: Instant,
 }
 
 /// A body, and its place among those of all requests.
@@ -131,8 +133,9 @@ impl<'a> Visit<'a> {
         gate: &'a Gate,
         visitor: &'a Visitor,
         notes: &'a Notes,
+        began: Instant,
     ) -> Self {
-        Self { shared, rules, gate, visitor, notes }
+        Self { shared, rules, gate, visitor, notes, began }
     }
 
     /// What the visitor's connection is at.
@@ -203,6 +206,16 @@ impl<'a> Visit<'a> {
             self.gate.may_have(self.visitor.user, permit, &answer.held.version)?;
         }
         Ok(answer)
+    }
+
+    /// As [`Visit::read`] without demands, where that takes no waiting and is refused nothing.
+    pub(super) fn read_held(&self, key: &SecretKey, place: &Place) -> Option<Answer> {
+        let user = self.visitor.user;
+        let permit = self.gate.may_ask(user, key).ok()?;
+        let may_have = |version: &SecretVersion| self.gate.may_have(user, permit, version).is_ok();
+        let read = Ok(self.shared.cache.read_held(place, self.began, may_have)?);
+        self.note(key, &read);
+        read.ok()
     }
 
     /// Counts a body that was made for this request alone, for as long as it is in memory: clients that ask for much and

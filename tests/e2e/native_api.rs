@@ -86,6 +86,50 @@ async fn a_hit_has_these_headers_and_no_more() {
     assert_eq!(age.parse::<u32>().unwrap() + ttl.parse::<u32>().unwrap(), 300);
 }
 
+/// What is read again in the same words takes a shorter way through the daemon, unless something special is asked for.
+#[tokio::test]
+async fn the_short_way_answers_as_the_long_one() {
+    const LONG_WAY: &[(&str, &str)] = &[("accept", "text/plain, application/octet-stream")];
+    let binary = "\n[[secret]]\nname = \"binary\"\nbinary = \"AAECAw==\"";
+    let daemon = Setup::with_file(&(secrets() + binary)).start().await;
+    let comparable = |answer: client::Answer| {
+        let mut headers = answer.headers.clone();
+        headers.retain(|(name, _)| !matches!(name.as_str(), "age" | "cache-status"));
+        headers.sort();
+        let status: String = answer.header("cache-status").chars().filter(|c| !c.is_ascii_digit()).collect();
+        (answer.status, headers, status, answer.body)
+    };
+    for path in ["/secret/plain", "/secret/team-a/db", "/secret/%74eam-a/db", "/secret/binary"] {
+        daemon.get(path).await;
+        let expected = comparable(daemon.get_with(path, LONG_WAY).await);
+        assert_eq!(expected.0, 200);
+        for _ in 0..3 {
+            assert_eq!(comparable(daemon.get(path).await), expected, "{path}");
+            let by_curl = daemon.get_with(path, &[("accept", "*/*")]).await;
+            assert_eq!(comparable(by_curl), expected, "{path}");
+        }
+    }
+    let page = daemon.ops_page("/metrics").await;
+    let is_count = |line: &&str| line.contains("route=\"secret\",status=\"200\"") && line.contains("unix:");
+    let counted = page.text().lines().filter(is_count).find_map(|line| line.rsplit_once(' '));
+    assert_eq!(counted.unwrap().1, "32");
+    // All but the first of each secret, two of the paths being spellings of one.
+    assert_eq!(daemon.metric("smcached_cache_requests_total{group=\"default\",result=\"hit\"}").await, 29);
+}
+
+#[tokio::test]
+async fn what_the_short_way_knows_is_forgotten_with_the_groups() {
+    let daemon = Setup::with_file(&secrets()).section("[groups.alias]\nprefix = \"team-a/\"").start().await;
+    for _ in 0..4 {
+        assert_eq!(daemon.get("/secret/alias/db").await.status, 200);
+    }
+    daemon.rewrite_config(|text| text.replace("prefix = \"team-a/\"", "prefix = \"rotated/\""));
+    daemon.signal("HUP");
+    daemon.logs("reloaded").await;
+    assert_eq!(daemon.get("/secret/alias/db").await.status, 404);
+    assert_eq!(daemon.get("/secret/alias/key").await.text(), "new");
+}
+
 #[tokio::test]
 async fn versions_are_chosen_by_stage_and_id() {
     let daemon = daemon().await;

@@ -30,7 +30,7 @@ pub(in crate::server) async fn read<B>(
         visit.may_assume(role_arn)?;
     }
     let origin = Origin { region: None, role_arn: role_arn.map(Into::into) };
-    let key = visit.shared.resolver.load().resolve_id(query.id, origin, query.selector)?;
+    let key = visit.shared.resolving.load().resolver.resolve_id(query.id, origin, query.selector)?;
     // As that agent does, what is held is served where asking anew fails; and where it is asked for too often.
     let stale_if_error = query.refresh_now.then_some(Duration::MAX);
     let demand = Demand { no_cache: query.refresh_now, stale_if_error, ..Demand::default() };
@@ -38,7 +38,7 @@ pub(in crate::server) async fn read<B>(
     let body = visit.counted(Metadata::new(&answer.held.version, None, DateForm::Text).render())?;
     let mut response = Response::new(Full::new(body));
     response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
-    note_source(response.headers_mut(), &visit.shared.hit_headers, &answer);
+    note_source(response.headers_mut(), &answer);
     Ok(response)
 }
 

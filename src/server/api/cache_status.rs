@@ -3,23 +3,23 @@
 use hyper::header::{AGE, CACHE_CONTROL, HeaderMap, HeaderName, HeaderValue};
 
 use crate::cache::{Answer, Forward, ReadError, Served};
-use crate::server::headers::{HitHeaders, rendered};
+use crate::server::headers::rendered;
 use crate::server::problem::Problem;
 
 const CACHE_STATUS: HeaderName = HeaderName::from_static("cache-status");
 
 /// Adds `Age`, `Cache-Control` and `Cache-Status`.
-pub(super) fn note_source(headers: &mut HeaderMap, hit_headers: &HitHeaders, answer: &Answer) {
-    headers.insert(AGE, hit_headers.age(answer.age.as_secs()));
+pub(super) fn note_source(headers: &mut HeaderMap, answer: &Answer) {
+    headers.insert(AGE, answer.age.as_secs().into());
     headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
-    headers.insert(CACHE_STATUS, cache_status(hit_headers, answer));
+    headers.insert(CACHE_STATUS, cache_status(answer));
 }
 
 /// How the answer came about (RFC 9211). `ttl` and `Age` add up to the entry's whole lifetime.
-fn cache_status(hit_headers: &HitHeaders, answer: &Answer) -> HeaderValue {
+fn cache_status(answer: &Answer) -> HeaderValue {
     let (ttl, age) = (answer.held.policy.lifetimes.ttl.as_secs(), answer.age.as_secs());
     let detail = match answer.served {
-        Served::Hit => return hit_headers.fresh_hit(ttl.saturating_sub(age)),
+        Served::Hit => return rendered(&format!("smcached; hit; ttl={}", ttl.saturating_sub(age))),
         Served::StaleWhileRevalidate => "stale-while-revalidate",
         Served::StaleIfError => "stale-if-error",
         Served::Fetched { forward, collapsed } => {

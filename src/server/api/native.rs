@@ -4,7 +4,9 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use http_body_util::Full;
-use hyper::header::{ACCEPT, CACHE_CONTROL, CONTENT_TYPE, ETAG, HeaderMap, HeaderValue, IF_NONE_MATCH};
+use hyper::header::{
+    ACCEPT, CACHE_CONTROL, CONTENT_TYPE, ETAG, HeaderMap, HeaderName, HeaderValue, IF_NONE_MATCH,
+};
 use hyper::{Request, Response, StatusCode};
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 use tokio::sync::Semaphore;
@@ -13,17 +15,20 @@ use tokio::time::Instant;
 use super::cache_status::note_source;
 use super::metadata::{DateForm, Metadata};
 use super::query::{self, QueryError};
-use crate::cache::{Answer, Demand, Held};
+use crate::cache::{Answer, Demand, Held, Served};
 use crate::net::Body;
 use crate::secret::{Field, SecretPath, SecretVersion, VersionSelector};
 use crate::server::guards::presented_token;
-use crate::server::headers::rendered;
+use crate::server::headers::{self, rendered};
 use crate::server::problem::Problem;
 use crate::server::visit::Visit;
 use crate::units::{DURATION, parse_duration};
 
 /// The longest that a reader may wait for another version: as long as Consul's blocking queries.
 const MAX_WAIT: Duration = Duration::from_mins(10);
+
+const TEXT: &str = "text/plain; charset=utf-8";
+const BINARY: &str = "application/octet-stream";
 
 /// What an entity tag may hold of a field's name as it is.
 const ETAG_PLAIN: &AsciiSet =
@@ -36,20 +41,48 @@ pub(in crate::server) async fn read<B>(
     raw: &str,
     waiting: &Semaphore,
 ) -> Result<Response<Body>, Problem> {
-    let shared = visit.shared;
     let query = Query::parse(request.uri().query())?;
-    let key = shared.resolver.load().resolve(SecretPath::parse(raw)?, query.selector)?;
+    let resolving = visit.shared.resolving.load_full();
+    let key = resolving.resolver.resolve(SecretPath::parse(raw)?, query.selector)?;
     let headers = request.headers();
     let demand = demand(headers);
     let field = query.field.as_ref();
     let Some(wait) = query.wait else {
         let answer = visit.read(&key, demand).await?;
+        if answer.served == Served::Hit
+            && is_plain(request)
+            && let Some(place) = visit.shared.cache.place_of(&key)
+        {
+            resolving.paths.remember(raw, key, place);
+        }
         return render(visit, &answer, field, headers);
     };
     let until = Instant::now() + wait;
     let is_known = |held: &Held| is_known(headers, &etag(held, field));
     let answer = visit.read_changed(&key, demand, until, is_known, waiting, presented_token(headers)).await?;
     render(visit, &answer, field, headers)
+}
+
+/// Answers a read at once, as most are: one without demands, in words that are known, of what is held. All others are
+/// [`read`]'s.
+pub(in crate::server) fn read_held<B>(
+    visit: &Visit<'_>,
+    request: &Request<B>,
+    raw: &str,
+) -> Option<Response<Body>> {
+    if !is_plain(request) {
+        return None;
+    }
+    let resolving = visit.shared.resolving.load();
+    resolving.paths.find(raw, |known| visit.read_held(&known.key, &known.place)).map(|answer| plain(&answer))
+}
+
+/// Whether nothing is asked for but the secret's value.
+fn is_plain<B>(request: &Request<B>) -> bool {
+    let asks = |(name, value): (&HeaderName, &HeaderValue)| {
+        *name == CACHE_CONTROL || *name == IF_NONE_MATCH || (*name == ACCEPT && value != "*/*")
+    };
+    request.uri().query().is_none() && !request.headers().iter().any(asks)
 }
 
 /// Whether a read of this query may take long on purpose.
@@ -125,6 +158,21 @@ fn invalid_parameter(name: &str, reason: &str) -> Problem {
     Problem::parameter("invalid_parameter", format!("the parameter {name} is invalid: {reason}"))
 }
 
+/// The value, and nothing that only some ask for.
+fn plain(answer: &Answer) -> Response<Body> {
+    let value = &answer.held.version.value;
+    let mut response = Response::new(Full::new(value.expose().clone()));
+    *response.headers_mut() = headers::kept(answer, || {
+        let mut fields = HeaderMap::new();
+        let content_type = if value.is_text() { TEXT } else { BINARY };
+        fields.insert(CONTENT_TYPE, HeaderValue::from_static(content_type));
+        fields.insert(ETAG, etag(&answer.held, None));
+        note_source(&mut fields, answer);
+        fields
+    });
+    response
+}
+
 fn render(
     visit: &Visit<'_>,
     answer: &Answer,
@@ -143,7 +191,7 @@ fn render(
         response
     };
     response.headers_mut().insert(ETAG, etag);
-    note_source(response.headers_mut(), &visit.shared.hit_headers, answer);
+    note_source(response.headers_mut(), answer);
     Ok(response)
 }
 
@@ -174,7 +222,6 @@ fn body(
     field: Option<&Field>,
     asked: &HeaderMap,
 ) -> Result<(Bytes, &'static str), Problem> {
-    const TEXT: &str = "text/plain; charset=utf-8";
     let value = &version.value;
     let field = match field {
         Some(field) => Some(field.of(value.expose()).ok_or_else(Problem::field_not_found)?),
@@ -187,7 +234,7 @@ fn body(
     match field {
         Some(field) => Ok((field, TEXT)),
         None if value.is_text() => Ok((value.expose().clone(), TEXT)),
-        None => Ok((value.expose().clone(), "application/octet-stream")),
+        None => Ok((value.expose().clone(), BINARY)),
     }
 }
 

@@ -243,7 +243,7 @@ impl Api<'_> {
     fn key(&self, id: Option<&str>, selector: VersionSelector) -> Result<SecretKey, Problem> {
         let id = id.filter(|id| !id.is_empty()).ok_or_else(|| invalid("SecretId must be given"))?;
         let origin = Origin { region: self.region.as_deref().map(Into::into), role_arn: None };
-        Ok(self.visit.shared.resolver.load().resolve_id(SecretId::parse(id)?, origin, selector)?)
+        Ok(self.visit.shared.resolving.load().resolver.resolve_id(SecretId::parse(id)?, origin, selector)?)
     }
 
     /// The version before the current one, if it is held: no call is made for it.
@@ -259,7 +259,7 @@ impl Api<'_> {
         let headers = response.headers_mut();
         headers.insert(CONTENT_TYPE, HeaderValue::from_static(AWS_JSON));
         if let Some(answer) = answer {
-            note_source(headers, &self.visit.shared.hit_headers, answer);
+            note_source(headers, answer);
         }
         Ok(response)
     }
