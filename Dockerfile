@@ -7,11 +7,11 @@ WORKDIR /build
 COPY Cargo.toml Cargo.lock ./
 COPY src src
 COPY benches benches
-RUN cargo build --profile dist --locked --bin smcached && mkdir /run/smcached
+RUN cargo build --release --locked --bin smcached && mkdir /run/smcached
 
 FROM ${RUNTIME_BASE}
 # Whoever runs it need not read it, and what may not be read the kernel lets nobody trace, from the first moment on.
-COPY --from=build --chmod=0711 /build/target/dist/smcached /usr/local/bin/smcached
+COPY --from=build --chmod=0711 /build/target/release/smcached /usr/local/bin/smcached
 # The default socket and token file live here; mount a volume over it to share them.
 COPY --from=build --chown=65532:65532 /run/smcached /run/smcached
 USER 65532:65532
