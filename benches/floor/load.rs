@@ -16,7 +16,8 @@ use crate::report::Cell;
 #[derive(Debug, Clone)]
 pub(crate) struct Target {
     pub(crate) address: Address,
-    pub(crate) request: Vec<u8>,
+    /// One after the other, and then from the first again.
+    pub(crate) requests: Vec<Vec<u8>>,
 }
 
 #[derive(Debug, Clone)]
@@ -32,6 +33,8 @@ pub(crate) enum Pace {
     Closed,
     /// So many a second, whatever the server does.
     Open { rate: f64 },
+    /// As `Closed`, each request once.
+    Once,
 }
 
 /// What came of a run.
@@ -59,7 +62,8 @@ struct Connection {
     came: usize,
     whole: Option<usize>,
     head: Vec<u8>,
-    /// What is left to be sent.
+    /// Which request, and how much of it is left to be sent.
+    request: usize,
     unsent: usize,
 }
 
@@ -85,25 +89,26 @@ impl<'a> Load<'a> {
     /// Sends requests for so long, and waits for the last answers.
     pub(crate) fn run(mut self, pace: Pace, length: Duration) -> Outcome {
         let start = Instant::now();
+        let requests = self.target.requests.len();
         let mut outcome = Outcome::default();
         let mut events = Events::with_capacity(1024);
         let mut sent = 0_u64;
         loop {
             let now = Instant::now();
-            let is_over = now >= start + length;
+            let is_over = now >= start + length || (matches!(pace, Pace::Once) && sent >= requests as u64);
             if is_over && (self.idle.len() == self.connections.len() || now > start + length * 4) {
                 break;
             }
             while !is_over && !self.idle.is_empty() {
                 let due = match pace {
-                    Pace::Closed => now,
+                    Pace::Closed | Pace::Once => now,
                     Pace::Open { rate } => start + Duration::from_secs_f64(sent as f64 / rate),
                 };
                 if due > now {
                     break;
                 }
                 let index = self.idle.pop().unwrap();
-                self.begin(index, due);
+                self.begin(index, (sent % requests as u64) as usize, due);
                 sent += 1;
             }
             self.poll.poll(&mut events, Some(Duration::ZERO)).unwrap();
@@ -129,10 +134,10 @@ impl<'a> Load<'a> {
         outcome
     }
 
-    fn begin(&mut self, index: usize, due: Instant) {
+    fn begin(&mut self, index: usize, request: usize, due: Instant) {
         let connection = &mut self.connections[index];
         connection.due = Some(due);
-        connection.unsent = self.target.request.len();
+        (connection.request, connection.unsent) = (request, self.target.requests[request].len());
         (connection.came, connection.whole) = (0, None);
         connection.head.clear();
         self.send(index);
@@ -140,9 +145,10 @@ impl<'a> Load<'a> {
 
     fn send(&mut self, index: usize) {
         let connection = &mut self.connections[index];
+        let request = &self.target.requests[connection.request];
         while connection.unsent > 0 {
-            let from = self.target.request.len() - connection.unsent;
-            match connection.stream.write(&self.target.request[from..]) {
+            let from = request.len() - connection.unsent;
+            match connection.stream.write(&request[from..]) {
                 Ok(count) => connection.unsent -= count,
                 // A connection that is not open yet says so, and then that it is writable.
                 Err(error) if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::NotConnected) => {
@@ -201,5 +207,5 @@ fn connect(address: &Address, index: usize, registry: &Registry) -> Connection {
         }),
     };
     registry.register(&mut stream, Token(index), Interest::READABLE | Interest::WRITABLE).unwrap();
-    Connection { stream, due: None, came: 0, whole: None, head: Vec::new(), unsent: 0 }
+    Connection { stream, due: None, came: 0, whole: None, head: Vec::new(), request: 0, unsent: 0 }
 }

@@ -2,19 +2,27 @@
 
 use std::fs;
 use std::net::{Ipv4Addr, SocketAddr};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use tempfile::TempDir;
+use tokio::runtime::Runtime;
 
 use crate::load::{Address, Target};
 use crate::report::Cell;
-use crate::support::free_ports;
+use crate::support::fake_aws::FakeAws;
+use crate::support::{aws_agent, free_port};
 use crate::{SERVER_CORE, SMCACHED, bare};
 
 /// The sizes of the values that there are, in bytes.
-pub(crate) const SIZES: [usize; 3] = [200, 4 << 10, 64 << 10];
+pub(crate) const SIZES: [usize; 5] = [SMALL, 1 << 10, 4 << 10, 16 << 10, 64 << 10];
+
+/// The size of which there may be many.
+pub(crate) const SMALL: usize = 200;
+
+/// Names the binary of AWS's agent, where it is to be driven too.
+const AWS_AGENT: &str = "SMCACHED_BENCH_AWS_AGENT";
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Transport {
@@ -22,14 +30,28 @@ pub(crate) enum Transport {
     Unix,
 }
 
+impl Transport {
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Self::Tcp => "TCP",
+            Self::Unix => "Unix",
+        }
+    }
+}
+
 /// A server. Killed when dropped.
 pub(crate) struct Server {
     pub(crate) name: &'static str,
     process: Child,
     tcp: SocketAddr,
-    unix: PathBuf,
-    /// The path of a value of this many bytes.
-    path: fn(usize) -> String,
+    unix: Option<PathBuf>,
+    /// What stands before the number of a value and its size in a path, and the headers after it.
+    path: &'static str,
+    headers: String,
+    /// Of how many different values of [`SMALL`] bytes it can be asked.
+    values: usize,
+    /// Resident memory before anybody asked it anything, in bytes.
+    pub(crate) resident_idle: u64,
 }
 
 impl Drop for Server {
@@ -40,14 +62,20 @@ impl Drop for Server {
 }
 
 impl Server {
-    pub(crate) fn target(&self, cell: Cell) -> Target {
+    /// Where a cell's requests go, if this server has what they ask for.
+    pub(crate) fn target(&self, cell: Cell) -> Option<Target> {
+        if cell.values > self.values {
+            return None;
+        }
         let address = match cell.transport {
             Transport::Tcp => Address::Tcp(self.tcp),
-            Transport::Unix => Address::Unix(self.unix.clone()),
+            Transport::Unix => Address::Unix(self.unix.clone()?),
         };
-        let path = (self.path)(cell.size);
-        let request = format!("GET {path} HTTP/1.1\r\nHost: localhost\r\n\r\n").into_bytes();
-        Target { address, request }
+        let request = |number| {
+            let path = format!("{}/{number}/{}", self.path, cell.size);
+            format!("GET {path} HTTP/1.1\r\nHost: localhost\r\n{}\r\n", self.headers).into_bytes()
+        };
+        Some(Target { address, requests: (0..cell.values).map(request).collect() })
     }
 
     /// The CPU time of all its threads so far.
@@ -68,36 +96,140 @@ impl Server {
     }
 }
 
-/// All servers, and where their files are.
+/// All servers, and what they need. They end before that does.
 pub(crate) struct Servers {
     servers: Vec<Server>,
-    _directory: TempDir,
+    directory: TempDir,
+    /// The agent's Secrets Manager.
+    _aws: Option<(FakeAws, Runtime)>,
 }
 
 impl Servers {
-    pub(crate) fn start() -> Self {
-        let directory = tempfile::tempdir().unwrap();
-        let ports: [u16; 4] = free_ports();
-        let at = |name: &str| directory.path().join(name);
+    /// The daemon has as many `values` of [`SMALL`] bytes.
+    pub(crate) fn start(values: usize) -> Self {
+        let mut servers = Self { servers: Vec::new(), directory: tempfile::tempdir().unwrap(), _aws: None };
         let trail = "[audit]\noutput = \"./audit.log\"\nmax_bytes = \"10MiB\"\nkeep = 1";
-        let mut servers = vec![
-            smcached("smcached", &at("smcached"), ports[0], ""),
-            smcached("with audit", &at("audited"), ports[1], trail),
-            hyper(directory.path(), ports[2]),
-        ];
-        servers.extend(nginx(directory.path(), ports[3]));
-        for server in &servers {
-            let deadline = Instant::now() + Duration::from_secs(10);
+        servers.smcached("smcached", "", values);
+        servers.smcached("with audit", trail, 1);
+        servers.hyper();
+        servers.nginx();
+        servers.aws_agent();
+        for server in &mut servers.servers {
+            let deadline = Instant::now() + Duration::from_secs(20);
             while std::net::TcpStream::connect(server.tcp).is_err() {
                 assert!(Instant::now() < deadline, "{} does not listen", server.name);
                 std::thread::sleep(Duration::from_millis(10));
             }
+            server.resident_idle = server.resident();
         }
-        Self { servers, _directory: directory }
+        servers
     }
 
     pub(crate) fn all(&self) -> impl Iterator<Item = &Server> {
         self.servers.iter()
+    }
+
+    /// A directory for one server.
+    fn directory(&self, name: &str) -> PathBuf {
+        let directory = self.directory.path().join(name.replace(' ', "-"));
+        fs::create_dir(&directory).unwrap();
+        directory
+    }
+
+    fn add(
+        &mut self,
+        name: &'static str,
+        mut command: Command,
+        port: u16,
+        unix: Option<PathBuf>,
+    ) -> &mut Server {
+        let process = command.stderr(Stdio::null()).spawn().unwrap();
+        let tcp = (Ipv4Addr::LOCALHOST, port).into();
+        let (path, headers) = ("", String::new());
+        self.servers.push(Server { name, process, tcp, unix, path, headers, values: 1, resident_idle: 0 });
+        self.servers.last_mut().unwrap()
+    }
+
+    /// The daemon, with these lines more in its configuration.
+    fn smcached(&mut self, name: &'static str, more: &str, values: usize) {
+        let (directory, port) = (self.directory(name), free_port());
+        let secret = |number, size| {
+            format!("[[secret]]\nname = \"bench/{number}/{size}\"\nstring = \"{}\"\n", "x".repeat(size))
+        };
+        let secrets = SIZES.map(|size| secret(0, size)).concat();
+        let many: String = (1..values).map(|number| secret(number, SMALL)).collect();
+        fs::write(directory.join("secrets.toml"), secrets + &many).unwrap();
+        let config = format!(
+            "[source]\nkind = \"file\"\npath = \"secrets.toml\"\n[cache]\nttl = \"1h\"\n[refresh]\nrate = 10_000\n\
+             rate_per_caller = 10_000\n[[listener]]\nunix = \"s.sock\"\n[[listener]]\ntcp = \"127.0.0.1:{port}\"\n\
+             token = \"none\"\n[ops]\ntcp = \"off\"\n[log]\nlevel = \"warn\"\n{more}\n"
+        );
+        fs::write(directory.join("smcached.toml"), config).unwrap();
+        let mut command = pinned(SMCACHED);
+        command.args(["serve", "--config", "smcached.toml"]).current_dir(&directory);
+        let server = self.add(name, command, port, Some(directory.join("s.sock")));
+        (server.path, server.values) = ("/secret/bench", values);
+    }
+
+    fn hyper(&mut self) {
+        let (directory, port) = (self.directory("hyper"), free_port());
+        let unix = directory.join("s.sock");
+        let mut command = pinned(std::env::current_exe().unwrap().to_str().unwrap());
+        command.args([bare::MODE, &port.to_string()]).arg(&unix);
+        // It looks at the size alone.
+        self.add("bare hyper", command, port, Some(unix)).values = usize::MAX;
+    }
+
+    /// Files from memory, which is the nearest that it has.
+    fn nginx(&mut self) {
+        let is_there = Command::new("nginx").arg("-v").stderr(Stdio::null()).status().is_ok();
+        if !is_there {
+            println!("nginx is not installed, and not measured");
+            return;
+        }
+        let (directory, port) = (self.directory("nginx"), free_port());
+        fs::create_dir(directory.join("0")).unwrap();
+        for size in SIZES {
+            fs::write(directory.join(format!("0/{size}")), "x".repeat(size)).unwrap();
+        }
+        let place = directory.display();
+        let config = format!(
+            "daemon off; master_process off; worker_processes 1; user root; pid {place}/nginx.pid; error_log /dev/null;\n\
+             events {{ worker_connections 4096; }}\n\
+             http {{ access_log off; keepalive_requests 1000000000; sendfile on; open_file_cache max=10;\n\
+             client_body_temp_path {place}/t1; proxy_temp_path {place}/t2; fastcgi_temp_path {place}/t3;\n\
+             uwsgi_temp_path {place}/t4; scgi_temp_path {place}/t5; default_type text/plain;\n\
+             server {{ listen 127.0.0.1:{port}; listen unix:{place}/s.sock; root {place};\n\
+             add_header Cache-Control no-store; add_header Cache-Status 'smcached; hit; ttl=3599'; }} }}\n"
+        );
+        fs::write(directory.join("nginx.conf"), config).unwrap();
+        let mut command = pinned("nginx");
+        command.arg("-c").arg(directory.join("nginx.conf"));
+        self.add("nginx", command, port, Some(directory.join("s.sock")));
+    }
+
+    /// AWS's agent, which has no Unix socket. Values are held for as long as it lets them be.
+    fn aws_agent(&mut self) {
+        let Ok(binary) = std::env::var(AWS_AGENT) else {
+            println!("{AWS_AGENT} does not name the binary of AWS's agent, which is not measured");
+            return;
+        };
+        let runtime =
+            tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+        let aws = {
+            let _inside = runtime.enter();
+            FakeAws::start()
+        };
+        for size in SIZES {
+            aws.put(&format!("bench/0/{size}"), "x".repeat(size).as_str());
+        }
+        let (directory, port) = (self.directory("agent"), free_port());
+        let mut command = pinned(&binary);
+        aws_agent::configure(&mut command, &directory, port, &aws.url(), "ttl_seconds = 3600");
+        let server = self.add("AWS's agent", command, port, None);
+        server.path = "/v1/bench";
+        server.headers = format!("X-Aws-Parameters-Secrets-Token: {}\r\n", aws_agent::TOKEN);
+        self._aws = Some((aws, runtime));
     }
 }
 
@@ -105,64 +237,4 @@ fn pinned(program: &str) -> Command {
     let mut command = Command::new("taskset");
     command.args(["-c", SERVER_CORE, program]).stdout(Stdio::null());
     command
-}
-
-/// The daemon, with a folder of its own and these lines more in its configuration.
-fn smcached(name: &'static str, directory: &Path, port: u16, more: &str) -> Server {
-    fs::create_dir(directory).unwrap();
-    let secret = |size| format!("[[secret]]\nname = \"bench/{size}\"\nstring = \"{}\"\n", "x".repeat(size));
-    fs::write(directory.join("secrets.toml"), SIZES.map(secret).concat()).unwrap();
-    let config = format!(
-        "[source]\nkind = \"file\"\npath = \"secrets.toml\"\n[cache]\nttl = \"1h\"\n[[listener]]\nunix = \"s.sock\"\n\
-         [[listener]]\ntcp = \"127.0.0.1:{port}\"\ntoken = \"none\"\n[ops]\ntcp = \"off\"\n[log]\nlevel = \"warn\"\n{more}\n"
-    );
-    fs::write(directory.join("smcached.toml"), config).unwrap();
-    let mut command = pinned(SMCACHED);
-    command.args(["serve", "--config", "smcached.toml"]).current_dir(directory);
-    started(name, command, port, directory.join("s.sock"), |size| format!("/secret/bench/{size}"))
-}
-
-fn hyper(directory: &Path, port: u16) -> Server {
-    let unix = directory.join("bare.sock");
-    let itself = std::env::current_exe().unwrap();
-    let mut command = pinned(itself.to_str().unwrap());
-    command.args([bare::MODE, &port.to_string()]).arg(&unix);
-    started("bare hyper", command, port, unix, |size| format!("/{size}"))
-}
-
-fn started(
-    name: &'static str,
-    mut command: Command,
-    port: u16,
-    unix: PathBuf,
-    path: fn(usize) -> String,
-) -> Server {
-    let process = command.stderr(Stdio::null()).spawn().unwrap();
-    Server { name, process, tcp: (Ipv4Addr::LOCALHOST, port).into(), unix, path }
-}
-
-/// Files from memory, which is the nearest that it has.
-fn nginx(directory: &Path, port: u16) -> Option<Server> {
-    let is_there = Command::new("nginx").arg("-v").stderr(Stdio::null()).status().is_ok();
-    if !is_there {
-        println!("nginx is not installed, and not measured");
-        return None;
-    }
-    for size in SIZES {
-        fs::write(directory.join(size.to_string()), "x".repeat(size)).unwrap();
-    }
-    let place = directory.display();
-    let config = format!(
-        "daemon off; master_process off; worker_processes 1; user root; pid {place}/nginx.pid; error_log /dev/null;\n\
-         events {{ worker_connections 4096; }}\n\
-         http {{ access_log off; keepalive_requests 1000000000; sendfile on; open_file_cache max=10;\n\
-         client_body_temp_path {place}/t1; proxy_temp_path {place}/t2; fastcgi_temp_path {place}/t3;\n\
-         uwsgi_temp_path {place}/t4; scgi_temp_path {place}/t5; default_type text/plain;\n\
-         server {{ listen 127.0.0.1:{port}; listen unix:{place}/nginx.sock; root {place};\n\
-         add_header Cache-Control no-store; add_header Cache-Status 'smcached; hit; ttl=3599'; }} }}\n"
-    );
-    fs::write(directory.join("nginx.conf"), config).unwrap();
-    let mut command = pinned("nginx");
-    command.arg("-c").arg(directory.join("nginx.conf"));
-    Some(started("nginx", command, port, directory.join("nginx.sock"), |size| format!("/{size}")))
 }

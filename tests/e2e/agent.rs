@@ -2,18 +2,17 @@
 //! `SMCACHED_TEST_AGENT` set to that agent's binary (crate `aws_workload_credentials_provider`), the same list is put
 //! to it too.
 
-use std::fs;
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, Command};
 use std::time::Duration;
 
 use serde_json::{Value, json};
 
+use crate::support::aws_agent::{self, TOKEN};
 use crate::support::client::{Address, Answer, Connection};
 use crate::support::daemon::Setup;
 use crate::support::fake_aws::FakeAws;
 use crate::support::{ARN, eventually, free_port};
 
-const TOKEN: &str = "a-token-of-the-tests";
 const ROLE: &str = "arn:aws:iam::123456789012:role/reader";
 
 /// What an answer must be.
@@ -197,20 +196,9 @@ async fn awss_agent_itself_answers_so_where_its_binary_is_given() {
     let aws = FakeAws::with_secrets_of_every_kind();
     let directory = tempfile::tempdir().unwrap();
     let port = free_port();
-    let config = format!("http_port = {port}\nvalidate_credentials = false\nregion = \"us-west-2\"\n");
-    fs::write(directory.path().join("agent.toml"), config).unwrap();
-    let child = Command::new(binary)
-        .args(["sm", "start", "--config", "agent.toml"])
-        .env_clear()
-        .envs([("AWS_TOKEN", TOKEN), ("AWS_ENDPOINT_URL", &aws.url()), ("AWS_REGION", "us-west-2")])
-        .envs([("AWS_ACCESS_KEY_ID", "AKIAIOSFODNN7EXAMPLE"), ("AWS_SECRET_ACCESS_KEY", "test")])
-        .env("HOME", directory.path())
-        .current_dir(directory.path())
-        .stdout(Stdio::null())
-        .stderr(Stdio::null())
-        .spawn()
-        .unwrap();
-    let _agent = Agent(child);
+    let mut command = Command::new(binary);
+    aws_agent::configure(&mut command, directory.path(), port, &aws.url(), "");
+    let _agent = Agent(command.spawn().unwrap());
     eventually("the agent listens", Duration::from_secs(20), async || {
         Connection::open(&Address::Tcp(port)).await.is_ok()
     })

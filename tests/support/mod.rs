@@ -6,6 +6,7 @@
 #![allow(unreachable_pub, reason = "included by more than one test binary")]
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on says where")]
 
+pub mod aws_agent;
 pub mod client;
 pub mod daemon;
 pub mod fake_aws;
