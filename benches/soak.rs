@@ -186,10 +186,9 @@ async fn ended(mut readers: JoinSet<Seen>, is_over: &AtomicBool) -> Seen {
 
 /// Resident memory in KiB, and open descriptors.
 fn size(daemon: &Daemon) -> (usize, usize) {
-    let status = std::fs::read_to_string(format!("/proc/{}/status", daemon.pid())).unwrap();
-    let resident = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap();
     let descriptors = std::fs::read_dir(format!("/proc/{}/fd", daemon.pid())).unwrap().count();
-    (resident.trim().trim_end_matches(" kB").parse().unwrap(), descriptors)
+    let kibibytes = support::resident(daemon.pid()) / 1024;
+    (usize::try_from(kibibytes).unwrap(), descriptors)
 }
 
 async fn run(length: Duration) -> bool {

@@ -9,7 +9,6 @@
 #[path = "../tests/support/mod.rs"]
 mod support;
 
-use std::fs;
 use std::time::Duration;
 
 use support::client::Connection;
@@ -23,13 +22,6 @@ const SMCACHED: &str = env!("CARGO_BIN_EXE_smcached");
 
 const ROTATIONS: u32 = 10;
 const PATIENCE: Duration = Duration::from_mins(1);
-
-/// Resident memory of the daemon, in bytes.
-fn resident(daemon: &Daemon) -> u64 {
-    let status = fs::read_to_string(format!("/proc/{}/status", daemon.pid())).unwrap();
-    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap();
-    line.trim().trim_end_matches(" kB").parse::<u64>().unwrap() * 1024
-}
 
 async fn waiting(daemon: &Daemon) -> u64 {
     daemon.metric("smcached_http_connections{listener=\"unix:s.sock\"}").await
@@ -51,7 +43,7 @@ async fn run(readers: u64) {
         .start()
         .await;
     let mut etag = daemon.get("/secret/a/b").await.header("etag").to_owned();
-    let before = resident(&daemon);
+    let before = support::resident(daemon.pid());
     println!("{readers} readers wait; resident before: {} KiB", before / 1024);
     println!("{:>9} {:>9} {:>9} {:>10} {:>6} {:>6}", "p50", "p99", "max", "bytes each", "lost", "calls");
     let mut idle: Vec<Connection> = Vec::new();
@@ -73,7 +65,7 @@ async fn run(readers: u64) {
         support::eventually("all wait", PATIENCE, async || waiting(&daemon).await >= readers).await;
         // A connection is open before its request has come; those are given a moment.
         tokio::time::sleep(Duration::from_secs(1)).await;
-        let bytes_each = resident(&daemon).saturating_sub(before) / readers;
+        let bytes_each = support::resident(daemon.pid()).saturating_sub(before) / readers;
         let (calls, value) = (aws.calls(), rotation.to_string());
         aws.put("a/b", value.as_str());
         let start = Instant::now();

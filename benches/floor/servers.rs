@@ -12,7 +12,7 @@ use tokio::runtime::Runtime;
 use crate::load::{Address, Target};
 use crate::report::Cell;
 use crate::support::fake_aws::FakeAws;
-use crate::support::{aws_agent, free_port};
+use crate::support::{aws_agent, free_port, resident};
 use crate::{SERVER_CORE, SMCACHED, bare};
 
 /// The sizes of the values that there are, in bytes.
@@ -90,9 +90,7 @@ impl Server {
 
     /// Resident memory, in bytes.
     pub(crate) fn resident(&self) -> u64 {
-        let status = fs::read_to_string(format!("/proc/{}/status", self.process.id())).unwrap();
-        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap();
-        line.trim().trim_end_matches(" kB").parse::<u64>().unwrap() * 1024
+        resident(self.process.id())
     }
 }
 

@@ -303,18 +303,28 @@ impl State {
 
     /// By name, complete ARN, or ARN without its six characters.
     fn find(&self, region: &str, id: &str) -> Option<&Secret> {
-        self.secrets.values().find(|secret| {
-            let arn = secret.arn(region);
-            id == secret.name || id == arn || id == &arn[..arn.len() - 7]
-        })
+        if !id.starts_with("arn:") {
+            return self.secrets.get(id);
+        }
+        let name = id.strip_prefix(&arn_of(region, ""))?;
+        let complete = name.strip_suffix(RANDOM).and_then(|name| self.secrets.get(name));
+        complete.or_else(|| self.secrets.get(name))
     }
 }
 
 impl Secret {
     fn arn(&self, region: &str) -> String {
-        let region = if region.is_empty() { "us-west-2" } else { region };
-        format!("{}{}-AbCdEf", ARN.replace("us-west-2", region), self.name)
+        arn_of(region, &self.name) + RANDOM
     }
+}
+
+/// What AWS puts at the end of an ARN, though not the same everywhere.
+const RANDOM: &str = "-AbCdEf";
+
+/// An ARN without its random characters.
+fn arn_of(region: &str, name: &str) -> String {
+    let region = if region.is_empty() { "us-west-2" } else { region };
+    format!("{}{name}", ARN.replace("us-west-2", region))
 }
 
 fn denied() -> (u16, Value) {
