@@ -96,23 +96,23 @@ impl Server {
 
 /// All servers, and what they need. They end before that does.
 pub(crate) struct Servers {
-    servers: Vec<Server>,
+    all: Vec<Server>,
     directory: TempDir,
-    /// The agent's Secrets Manager.
-    _aws: Option<(FakeAws, Runtime)>,
+    /// The agent's Secrets Manager, where there is an agent.
+    aws: Vec<(FakeAws, Runtime)>,
 }
 
 impl Servers {
     /// The daemon has as many `values` of [`SMALL`] bytes.
     pub(crate) fn start(values: usize) -> Self {
-        let mut servers = Self { servers: Vec::new(), directory: tempfile::tempdir().unwrap(), _aws: None };
+        let mut servers = Self { all: Vec::new(), directory: tempfile::tempdir().unwrap(), aws: Vec::new() };
         let trail = "[audit]\noutput = \"./audit.log\"\nmax_bytes = \"10MiB\"\nkeep = 1";
         servers.smcached("smcached", "", values);
         servers.smcached("with audit", trail, 1);
         servers.hyper();
         servers.nginx();
         servers.aws_agent();
-        for server in &mut servers.servers {
+        for server in &mut servers.all {
             let deadline = Instant::now() + Duration::from_secs(20);
             while std::net::TcpStream::connect(server.tcp).is_err() {
                 assert!(Instant::now() < deadline, "{} does not listen", server.name);
@@ -124,7 +124,7 @@ impl Servers {
     }
 
     pub(crate) fn all(&self) -> impl Iterator<Item = &Server> {
-        self.servers.iter()
+        self.all.iter()
     }
 
     /// A directory for one server.
@@ -144,8 +144,8 @@ impl Servers {
         let process = command.stderr(Stdio::null()).spawn().unwrap();
         let tcp = (Ipv4Addr::LOCALHOST, port).into();
         let (path, headers) = ("", String::new());
-        self.servers.push(Server { name, process, tcp, unix, path, headers, values: 1, resident_idle: 0 });
-        self.servers.last_mut().unwrap()
+        self.all.push(Server { name, process, tcp, unix, path, headers, values: 1, resident_idle: 0 });
+        self.all.last_mut().unwrap()
     }
 
     /// The daemon, with these lines more in its configuration.
@@ -227,7 +227,7 @@ impl Servers {
         let server = self.add("AWS's agent", command, port, None);
         server.path = "/v1/bench";
         server.headers = format!("X-Aws-Parameters-Secrets-Token: {}\r\n", aws_agent::TOKEN);
-        self._aws = Some((aws, runtime));
+        self.aws.push((aws, runtime));
     }
 }
 

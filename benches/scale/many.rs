@@ -144,7 +144,9 @@ pub(crate) async fn churn() {
     {
         let aws = FakeAws::start();
         let kinds = [SMALL, LARGE];
-        kinds.iter().for_each(|kind| kind.put_all(&aws));
+        for kind in kinds {
+            kind.put_all(&aws);
+        }
         let daemon = roomy(Setup::with_aws(&aws.url()), ttl).start().await;
         figures.push(
             under_load(what, &daemon, &kinds, async || if rotates { rotate(&aws).await } else { 0 }).await,
@@ -174,7 +176,7 @@ async fn under_load(
     let path = move |reader: usize, reads: usize| {
         let turn = reads / 2 * READERS + reader;
         // Of what follows the warm ones each in its turn, those of every size.
-        let mut number = if reads % 2 == 0 { turn % WARM } else { turn % total };
+        let mut number = if reads.is_multiple_of(2) { turn % WARM } else { turn % total };
         let kind = kinds.iter().find(|kind| {
             let is_it = number < kind.count;
             if !is_it {
@@ -184,12 +186,11 @@ async fn under_load(
         });
         format!("/secret/{}", kind.unwrap().name(number))
     };
-    let refreshed = "smcached_refreshes_total{result=\"success\"}";
-    let before = daemon.metric(refreshed).await;
+    let before = refreshes_of(daemon).await;
     let start = Instant::now() + Duration::from_millis(100);
     let reading = paced::read(readers, path, PACE, [start, start + LENGTH]);
     let (seen, rotations): (Seen, usize) = tokio::join!(reading, rotating());
-    let refreshes = daemon.metric(refreshed).await - before;
+    let refreshes = refreshes_of(daemon).await - before;
     let [p50, p99, p999, max] = [500, 990, 999, 1000].map(|per_mille| seen.at(per_mille));
     println!(
         "{what:>44} {:>8} {p50:>9.1?} {p99:>9.1?} {p999:>9.1?} {max:>9.1?} {refreshes:>10} {rotations:>10} {:>8}",
@@ -205,6 +206,12 @@ async fn under_load(
             "max": microseconds(max),
         },
     })
+}
+
+/// How many refreshes have brought a value, be it the same as before.
+async fn refreshes_of(daemon: &Daemon) -> u64 {
+    let of = async |result| daemon.metric(&format!("smcached_refreshes_total{{result=\"{result}\"}}")).await;
+    of("changed").await + of("unchanged").await
 }
 
 /// A tenth of the rotations every tenth of a second, each secret in its turn.

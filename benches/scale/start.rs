@@ -71,7 +71,7 @@ pub(crate) fn run(runtime: &Runtime) {
         "", "listening, ms", "ready, ms", "resident, MB", "binary, MB"
     );
     let mut figures = Vec::new();
-    for (subject, starts) in subjects.iter().zip(starts) {
+    for (subject, starts) in subjects.iter().zip(&starts) {
         figures.push(subject.print(starts));
     }
     let crates = crates();
@@ -149,7 +149,7 @@ impl Subject {
             .envs([("AWS_ACCESS_KEY_ID", "AKIAIOSFODNN7EXAMPLE"), ("AWS_SECRET_ACCESS_KEY", "test")]);
     }
 
-    fn print(&self, starts: Vec<Started>) -> Value {
+    fn print(&self, starts: &[Started]) -> Value {
         let sorted = |part: fn(&Started) -> f64| {
             let mut parts: Vec<f64> = starts.iter().map(part).collect();
             parts.sort_unstable_by(f64::total_cmp);
