@@ -4,12 +4,15 @@
 mod parse;
 
 use std::fs;
+use std::panic::resume_unwind;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use thiserror::Error;
 use tokio::sync::watch;
+use tokio::task::spawn_blocking;
 use zeroize::Zeroizing;
 
 use self::parse::{Snapshot, VersionIds};
@@ -41,7 +44,7 @@ pub enum FileSourceError {
 #[derive(Debug)]
 pub struct FileSource {
     path: PathBuf,
-    version_ids: VersionIds,
+    version_ids: Arc<VersionIds>,
     snapshot: ArcSwap<Snapshot>,
     changes: watch::Sender<u64>,
 }
@@ -49,7 +52,7 @@ pub struct FileSource {
 impl FileSource {
     /// Reads the file.
     pub fn open(path: &Path) -> Result<Self, FileSourceError> {
-        let version_ids = VersionIds::default();
+        let version_ids = Arc::new(VersionIds::default());
         let snapshot = read(path, &version_ids)?;
         let changes = watch::Sender::new(0);
         Ok(Self { path: path.to_owned(), version_ids, snapshot: ArcSwap::from_pointee(snapshot), changes })
@@ -58,20 +61,27 @@ impl FileSource {
     /// As if the file had this text, for fuzzing.
     #[cfg(any(test, fuzzing))]
     pub(crate) fn of_text(text: &str) -> Result<Self, Complaints> {
-        let version_ids = VersionIds::default();
+        let version_ids = Arc::new(VersionIds::default());
         let snapshot = Snapshot::parse("s.toml", text, &version_ids)?;
         let (snapshot, changes) = (ArcSwap::from_pointee(snapshot), watch::Sender::new(0));
         Ok(Self { path: PathBuf::new(), version_ids, snapshot, changes })
     }
 
-    /// Rereads the file whenever it changes, for ever. The file is small, so reading it on the runtime's own
-    /// thread holds nobody up.
+    /// Rereads the file whenever it changes, for ever; on a thread of its own, since a file of thousands of secrets takes
+    /// longer than a reader would wait.
     pub async fn run(&self) {
         let mut file = FileWatch::new(&self.path);
         loop {
             file.changed(POLL_INTERVAL).await;
+            let (path, version_ids) = (self.path.clone(), Arc::clone(&self.version_ids));
+            let reread = match spawn_blocking(move || read(&path, &version_ids)).await {
+                Ok(reread) => reread,
+                Err(error) if error.is_panic() => resume_unwind(error.into_panic()),
+                // The runtime ends.
+                Err(_) => return,
+            };
             let path = self.path.display();
-            match read(&self.path, &self.version_ids) {
+            match reread {
                 Ok(snapshot) => {
                     tracing::info!(%path, secrets = snapshot.len(), "the file of secrets was reread");
                     self.snapshot.store(snapshot.into());
@@ -117,7 +127,6 @@ fn read(path: &Path, version_ids: &VersionIds) -> Result<Snapshot, FileSourceErr
 
 #[cfg(test)]
 mod tests {
-    use std::sync::Arc;
 
     use tokio::time::sleep;
 
