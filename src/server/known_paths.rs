@@ -11,7 +11,7 @@ use crate::cache::Place;
 use crate::secret::SecretKey;
 
 /// As many paths are known at a time; one that falls on the place of another replaces it.
-const KNOWN: usize = 1024;
+const KNOWN: usize = 8192;
 
 /// Longer paths are not remembered, in bytes: nobody's memory is to be filled with words.
 const MAX_PATH: usize = 256;

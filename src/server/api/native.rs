@@ -15,9 +15,10 @@ use tokio::time::Instant;
 use super::cache_status::note_source;
 use super::metadata::{DateForm, Metadata};
 use super::query::{self, QueryError};
-use crate::cache::{Answer, Demand, Held, Served};
+use crate::cache::{Answer, Demand, Held};
 use crate::net::Body;
 use crate::secret::{Field, SecretPath, SecretVersion, VersionSelector};
+use crate::server::Resolving;
 use crate::server::guards::presented_token;
 use crate::server::headers::{self, rendered};
 use crate::server::problem::Problem;
@@ -42,19 +43,12 @@ pub(in crate::server) async fn read<B>(
     waiting: &Semaphore,
 ) -> Result<Response<Body>, Problem> {
     let query = Query::parse(request.uri().query())?;
-    let resolving = visit.shared.resolving.load_full();
-    let key = resolving.resolver.resolve(SecretPath::parse(raw)?, query.selector)?;
+    let key = visit.shared.resolving.load().resolver.resolve(SecretPath::parse(raw)?, query.selector)?;
     let headers = request.headers();
     let demand = demand(headers);
     let field = query.field.as_ref();
     let Some(wait) = query.wait else {
         let answer = visit.read(&key, demand).await?;
-        if answer.served == Served::Hit
-            && is_plain(request)
-            && let Some(place) = visit.shared.cache.place_of(&key)
-        {
-            resolving.paths.remember(raw, key, place);
-        }
         return render(visit, &answer, field, headers);
     };
     let until = Instant::now() + wait;
@@ -63,8 +57,7 @@ pub(in crate::server) async fn read<B>(
     render(visit, &answer, field, headers)
 }
 
-/// Answers a read at once, as most are: one without demands, in words that are known, of what is held. All others are
-/// [`read`]'s.
+/// Answers a read at once, as most are: one without demands of what is held. All others are [`read`]'s.
 pub(in crate::server) fn read_held<B>(
     visit: &Visit<'_>,
     request: &Request<B>,
@@ -73,8 +66,16 @@ pub(in crate::server) fn read_held<B>(
     if !is_plain(request) {
         return None;
     }
-    let resolving = visit.shared.resolving.load();
-    resolving.paths.find(raw, |known| visit.read_held(&known.key, &known.place)).map(|answer| plain(&answer))
+    let Resolving { resolver, paths } = &**visit.shared.resolving.load();
+    let known = paths.find(raw, |known| visit.read_held(&known.key, &known.place));
+    let answer = known.or_else(|| {
+        let key = resolver.resolve(SecretPath::parse(raw).ok()?, VersionSelector::current()).ok()?;
+        let place = visit.shared.cache.place_of(&key)?;
+        let answer = visit.read_held(&key, &place)?;
+        paths.remember(raw, key, place);
+        Some(answer)
+    });
+    answer.map(|answer| plain(&answer))
 }
 
 /// Whether nothing is asked for but the secret's value.
