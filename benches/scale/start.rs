@@ -79,20 +79,10 @@ pub(crate) fn run(runtime: &Runtime) {
     write("start", &json!({ "binaries": figures, "crates": crates }));
 }
 
-/// The daemon as this run has built it, as it ships if somebody has built that, and AWS's agent if it is there.
+/// The daemon with either source, and AWS's agent if it is there.
 fn subjects() -> Vec<Subject> {
-    let mut subjects = Vec::new();
-    let dist = in_repository("target/dist/smcached");
-    for (binary, names) in
-        [(PathBuf::from(SMCACHED), ["release, file", "release, AWS"]), (dist, ["dist, file", "dist, AWS"])]
-    {
-        if binary.exists() {
-            let subject = |name, kind| Subject { name, binary: binary.clone(), kind };
-            subjects.extend([subject(names[0], Kind::File), subject(names[1], Kind::Aws)]);
-        } else {
-            println!("{} is not there: `cargo build --profile dist` makes it", binary.display());
-        }
-    }
+    let subject = |name, kind| Subject { name, binary: PathBuf::from(SMCACHED), kind };
+    let mut subjects = vec![subject("file", Kind::File), subject("AWS", Kind::Aws)];
     match std::env::var(AWS_AGENT) {
         Ok(binary) => {
             subjects.push(Subject { name: "AWS's agent", binary: binary.into(), kind: Kind::Agent });

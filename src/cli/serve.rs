@@ -38,8 +38,8 @@ pub(super) fn run(args: ConfigArgs, environment: &Environment) -> Exit {
         return Exit::Failure;
     }
     harden(&config);
-    // One worker: a hit costs microseconds, and handing requests between workers costs more than that.
-    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build();
+    // One thread: a hit costs microseconds, and handing requests between threads costs more than that.
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     let runtime = match runtime {
         Ok(runtime) => runtime,
         Err(error) => {
@@ -49,7 +49,7 @@ pub(super) fn run(args: ConfigArgs, environment: &Environment) -> Exit {
     };
     let environment = environment.clone();
     let ended = runtime.block_on(async move {
-        // On the worker, where everything else runs.
+        // As a task, so that a panic ends the daemon in good order.
         match tokio::spawn(async move { app::run(config, path, &environment).await }).await {
             Ok(ended) => ended.map_err(|error| (error.to_string(), error.is_configuration())),
             Err(_) => Err(("the daemon panicked; this is a defect of smcached".to_owned(), false)),
