@@ -26,7 +26,7 @@ use tokio::runtime::Builder;
 use tokio::sync::mpsc;
 
 const SIZE: usize = 200;
-const PATIENCE: Duration = Duration::from_secs(60);
+const PATIENCE: Duration = Duration::from_mins(1);
 
 /// What hyper needs, if there is nobody who thinks: the same head, made anew for each answer.
 struct Bare;
