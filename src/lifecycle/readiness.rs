@@ -2,7 +2,7 @@
 //! a list of names.
 
 use std::collections::BTreeSet;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 
 use tokio::sync::watch;
 
@@ -14,7 +14,7 @@ pub struct Readiness {
 
 #[derive(Debug, Default)]
 struct State {
-    blockers: Mutex<BTreeSet<&'static str>>,
+    blockers: watch::Sender<BTreeSet<&'static str>>,
     is_draining: watch::Sender<bool>,
 }
 
@@ -28,8 +28,14 @@ pub struct BlockReady {
 impl Readiness {
     /// Not ready before the returned guard is dropped.
     pub fn block(&self, name: &'static str) -> BlockReady {
-        self.state.blockers().insert(name);
+        self.state.blockers.send_modify(|blockers| _ = blockers.insert(name));
         BlockReady { state: Arc::clone(&self.state), name }
+    }
+
+    /// Waits until nothing stands between the process and readiness.
+    pub async fn ready(&self) {
+        // As below.
+        let _ = self.state.blockers.subscribe().wait_for(BTreeSet::is_empty).await;
     }
 
     /// Never ready again: the process is about to end.
@@ -46,19 +52,22 @@ impl Readiness {
     /// What stands between the process and readiness; empty when it is ready.
     pub fn reasons(&self) -> Vec<&'static str> {
         let draining = self.state.is_draining.borrow().then_some("draining");
-        self.state.blockers().iter().copied().chain(draining).collect()
+        self.state.blockers.borrow().iter().copied().chain(draining).collect()
     }
 }
 
-impl State {
-    fn blockers(&self) -> MutexGuard<'_, BTreeSet<&'static str>> {
-        self.blockers.lock().unwrap_or_else(PoisonError::into_inner)
+impl BlockReady {
+    /// Waits until nothing else stands between the process and readiness.
+    pub async fn is_last(&self) {
+        let is_last = |blockers: &BTreeSet<&str>| blockers.iter().all(|name| *name == self.name);
+        // The sender lives as long as we do, so this ends only when it is so.
+        let _ = self.state.blockers.subscribe().wait_for(is_last).await;
     }
 }
 
 impl Drop for BlockReady {
     fn drop(&mut self) {
-        self.state.blockers().remove(self.name);
+        self.state.blockers.send_modify(|blockers| _ = blockers.remove(self.name));
     }
 }
 
@@ -77,6 +86,33 @@ mod tests {
         readiness.start_draining();
         waiting.await.unwrap();
         readiness.draining().await;
+    }
+
+    #[tokio::test]
+    async fn who_waits_for_readiness_is_told_when_the_last_guard_is_dropped() {
+        let readiness = Readiness::default();
+        let (listeners, preload) = (readiness.block("listeners"), readiness.block("preload"));
+        let waiting = tokio::spawn({
+            let readiness = readiness.clone();
+            async move { readiness.ready().await }
+        });
+        drop(listeners);
+        tokio::task::yield_now().await;
+        assert!(!waiting.is_finished());
+        drop(preload);
+        waiting.await.unwrap();
+        readiness.ready().await;
+    }
+
+    #[tokio::test]
+    async fn the_last_guard_knows_that_it_is_the_last() {
+        let readiness = Readiness::default();
+        let (last, preload) = (readiness.block("takeover"), readiness.block("preload"));
+        let waiting = tokio::spawn(async move { last.is_last().await });
+        tokio::task::yield_now().await;
+        assert!(!waiting.is_finished());
+        drop(preload);
+        waiting.await.unwrap();
     }
 
     #[test]
