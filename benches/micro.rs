@@ -102,7 +102,7 @@ fn whole_answer(bencher: Bencher<'_, '_>, size: usize) {
 #[divan::bench(args = SIZES)]
 fn whole_answer_of_bare_hyper(bencher: Bencher<'_, '_>, size: usize) {
     let body = Bytes::from(vec![b'x'; size]);
-    let answer = move |_| std::future::ready(Response::new(Full::new(body.clone())));
+    let answer = move |_| ready(Response::new(Full::new(body.clone())));
     exchange(bencher, &runtime(), answer, "/", size);
 }
 

@@ -166,6 +166,12 @@ impl Folder {
         PathBuf::from(format!("/proc/self/fd/{}", self.descriptor.as_raw_fd()))
     }
 
+    /// Whether it belongs to the user of this process, and no other may enter it.
+    pub fn is_private(&self) -> io::Result<bool> {
+        let status = fs::metadata(self.path())?;
+        Ok(status.uid() == geteuid().as_raw() && status.mode().trailing_zeros() >= 6)
+    }
+
     /// Whether users other than its owner may put something else in the place of what lies in it.
     pub fn is_open_to_others(&self) -> io::Result<bool> {
         let mode = fs::metadata(self.path())?.permissions().mode();

@@ -61,7 +61,8 @@ pub fn lock_memory(user_changes: bool) -> Result<(), NotLocked> {
     // It may be allowed; what counts is what is in effect then.
     let _ = setrlimit(Resource::RLIMIT_MEMLOCK, RLIM_INFINITY, RLIM_INFINITY);
     let (limit, _) = getrlimit(Resource::RLIMIT_MEMLOCK).map_err(NotLocked::Refused)?;
-    let is_exempt = !user_changes && has_capability(CAP_IPC_LOCK);
+    let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let is_exempt = !user_changes && may_lock_at_will(&status);
     if limit != RLIM_INFINITY && !is_exempt {
         return Err(NotLocked::Limited { limit });
     }
@@ -71,12 +72,11 @@ pub fn lock_memory(user_changes: bool) -> Result<(), NotLocked> {
     mlockall(flags).map_err(NotLocked::Refused)
 }
 
-/// Whether a capability is in effect, as `proc_pid_status(5)` has it.
-fn has_capability(number: u32) -> bool {
-    let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
+/// Whether a process may lock more memory than its limit says, by its `proc_pid_status(5)`: it has `CAP_IPC_LOCK`.
+pub fn may_lock_at_will(status: &str) -> bool {
     let effective = status.lines().find_map(|line| line.strip_prefix("CapEff:"));
     let effective = effective.and_then(|digits| u64::from_str_radix(digits.trim(), 16).ok());
-    effective.is_some_and(|set| set & (1 << number) != 0)
+    effective.is_some_and(|set| set & (1 << CAP_IPC_LOCK) != 0)
 }
 
 /// How much of the stack is overwritten: more than whatever parses an answer of AWS uses, unoptimised too.
@@ -95,6 +95,11 @@ pub fn scrub_stack() {
 /// Whether this process runs as root.
 pub fn is_root() -> bool {
     geteuid().is_root()
+}
+
+/// The user as whom this process runs.
+pub fn own_uid() -> u32 {
+    geteuid().as_raw()
 }
 
 /// A user and group to go on as.
@@ -203,6 +208,14 @@ mod tests {
     use super::*;
 
     // What changes a process for good is tested with the built binary, in `tests/e2e/memory.rs`.
+
+    #[test]
+    fn a_capability_is_a_bit() {
+        assert!(may_lock_at_will("Name:\tx\nCapEff:\t0000000000004000\n"));
+        for other in ["CapEff:\t0000000000002000\n", "CapPrm:\t0000000000004000\n", "CapEff:\tx\n", ""] {
+            assert!(!may_lock_at_will(other), "{other}");
+        }
+    }
 
     #[test]
     fn names_are_looked_up_and_numbers_taken_as_they_are() {

@@ -15,6 +15,7 @@
 //! - [`server`], [`ops`]: the routes of the secret listeners and of the ops listener.
 //! - [`projection`]: secrets as files.
 //! - [`lifecycle`]: readiness, supervised tasks, signals, drain.
+//! - [`takeover`]: from one process to the next, with what is open and what is held.
 //! - [`audit`]: who read what, as a trail of lines.
 //! - [`config`], [`metrics`], [`telemetry`]: what is configured, counted and logged; [`document`]: strict
 //!   reading of TOML files; [`file_watch`]: noticing that a file changed; [`units`]: durations and sizes;
@@ -46,5 +47,6 @@ pub mod projection;
 pub mod secret;
 pub mod server;
 pub mod source;
+pub mod takeover;
 pub mod telemetry;
 pub mod units;

@@ -6,6 +6,8 @@
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use prometheus::core::Collector;
+use prometheus::proto::{Metric, MetricFamily};
 use prometheus::{
     Encoder, Gauge, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec,
     Opts, Registry, TextEncoder,
@@ -24,6 +26,7 @@ const UPSTREAM_BUCKETS: &[f64] = &[0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0
 #[derive(Debug, Clone)]
 pub struct Metrics {
     registry: Registry,
+    ready: IntGauge,
     /// What listeners count.
     pub http: HttpMetrics,
     /// What the cache counts.
@@ -50,6 +53,7 @@ impl Metrics {
             .int_gauge_vec("smcached_build_info", "Always 1; labelled with the version.", &["version"])
             .with_label_values(&[env!("CARGO_PKG_VERSION")])
             .set(1);
+        let ready = define.int_gauge("smcached_ready", "1 while /readyz answers 200, else 0.");
         let http = HttpMetrics::new(&define);
         let cache = CacheMetrics::new(&define);
         let upstream = UpstreamMetrics::new(&define);
@@ -58,7 +62,12 @@ impl Metrics {
         let audit = AuditMetrics::new(&define);
         #[cfg(target_os = "linux")]
         define.register(prometheus::process_collector::ProcessCollector::for_self());
-        Self { registry, http, cache, upstream, config, projection, audit }
+        Self { registry, ready, http, cache, upstream, config, projection, audit }
+    }
+
+    /// Whether the process is ready at this moment.
+    pub fn readiness(&self, is_ready: bool) {
+        self.ready.set(is_ready.into());
     }
 
     /// The page that Prometheus scrapes, in its text format.
@@ -86,6 +95,7 @@ pub struct HttpMetrics {
     requests: IntCounterVec,
     durations: HistogramVec,
     connections: IntGaugeVec,
+    connection_limits: IntGaugeVec,
     rejected: IntCounterVec,
 }
 
@@ -108,6 +118,11 @@ impl HttpMetrics {
                 "Open connections.",
                 &["listener"],
             ),
+            connection_limits: define.int_gauge_vec(
+                "smcached_http_connections_limit",
+                "The most connections that may be open at a time.",
+                &["listener"],
+            ),
             rejected: define.int_counter_vec(
                 "smcached_rejected_total",
                 "Requests and connections that the daemon itself refused.",
@@ -127,10 +142,28 @@ impl HttpMetrics {
         }
     }
 
-    /// The gauge of a listener's open connections, and the counter of those that were refused.
-    pub fn connections(&self, listener: &str) -> (IntGauge, IntCounter) {
+    /// The gauge of a listener's open connections, of which there may be `limit`, and the counter of those that
+    /// were refused.
+    pub fn connections(&self, listener: &str, limit: usize) -> (IntGauge, IntCounter) {
+        let limit = i64::try_from(limit).unwrap_or(i64::MAX);
+        self.connection_limits.with_label_values(&[listener]).set(limit);
         let refused = self.rejected.with_label_values(&[listener, "connections"]);
         (self.connections.with_label_values(&[listener]), refused)
+    }
+
+    /// The listeners by label, and how many connections each has open.
+    pub fn open_connections(&self) -> Vec<(String, i64)> {
+        let families = self.connections.collect();
+        let listeners = families.iter().flat_map(MetricFamily::get_metric);
+        let open = |metric: &Metric| {
+            let label = metric.get_label().first()?.value().to_owned();
+            #[expect(
+                clippy::cast_possible_truncation,
+                reason = "a gauge of whole numbers, as the library hands it out"
+            )]
+            Some((label, metric.get_gauge().get_value() as i64))
+        };
+        listeners.filter_map(open).collect()
     }
 
     /// A request was refused by a guard.
@@ -341,6 +374,7 @@ impl GroupMetrics {
 #[derive(Debug, Clone)]
 pub struct ConfigMetrics {
     reloads: IntCounterVec,
+    last_successful: IntGauge,
     last_success: Gauge,
 }
 
@@ -351,6 +385,10 @@ impl ConfigMetrics {
                 "smcached_config_reloads_total",
                 "Times that the configuration was read again: success, or failure (the old one stays).",
                 &["result"],
+            ),
+            last_successful: define.int_gauge(
+                "smcached_config_last_reload_successful",
+                "1 if the configuration was right when it was last read, else 0: the one before is in effect.",
             ),
             last_success: define.gauge(
                 "smcached_config_last_reload_success_timestamp_seconds",
@@ -368,6 +406,7 @@ impl ConfigMetrics {
         #[expect(clippy::disallowed_methods, reason = "Prometheus compares it with the wall clock")]
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         self.last_success.set(now.as_secs_f64());
+        self.last_successful.set(1);
     }
 
     /// It was read again and is in effect.
@@ -379,6 +418,7 @@ impl ConfigMetrics {
     /// It was read again and is wrong.
     pub fn reload_failed(&self) {
         self.reloads.with_label_values(&["failure"]).inc();
+        self.last_successful.set(0);
     }
 }
 
@@ -459,12 +499,12 @@ impl Definer<'_> {
         clippy::expect_used,
         reason = "two metrics of one name, or a bad name, can only be a typo in this file"
     )]
-    fn register(&self, collector: impl prometheus::core::Collector + 'static) {
+    fn register(&self, collector: impl Collector + 'static) {
         self.registry.register(Box::new(collector)).expect("metric names are unique");
     }
 
     #[expect(clippy::expect_used, reason = "as above")]
-    fn made<C: prometheus::core::Collector + Clone + 'static>(&self, metric: prometheus::Result<C>) -> C {
+    fn made<C: Collector + Clone + 'static>(&self, metric: prometheus::Result<C>) -> C {
         let metric = metric.expect("metric names and labels are valid");
         self.register(metric.clone());
         metric

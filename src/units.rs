@@ -65,6 +65,33 @@ pub fn show_duration(duration: Duration) -> String {
     text
 }
 
+/// For a person: the two largest units of a duration, down to seconds.
+pub fn show_roughly(duration: Duration) -> String {
+    let units = &DURATION_UNITS[..4];
+    let mut left = u64::try_from(duration.as_millis()).unwrap_or(u64::MAX);
+    let largest = units.iter().position(|(_, factor)| left >= *factor).unwrap_or(units.len() - 1);
+    let part = |(unit, factor): &(&str, u64)| {
+        let number = left / factor;
+        left %= factor;
+        (number > 0 || *unit == "s").then(|| format!("{number}{unit}"))
+    };
+    let parts: Vec<String> = units[largest..].iter().take(2).filter_map(part).collect();
+    parts.join(" ")
+}
+
+/// For a person: a size to one decimal place.
+pub fn show_size_roughly(bytes: u64) -> String {
+    let binary = &SIZE_UNITS[..3];
+    match binary.iter().find(|(_, factor)| bytes >= *factor) {
+        Some((unit, factor)) => {
+            let tenths = bytes.saturating_mul(10) / factor;
+            let decimal = if tenths.is_multiple_of(10) { String::new() } else { format!(".{}", tenths % 10) };
+            format!("{}{decimal} {unit}", tenths / 10)
+        }
+        None => format!("{bytes} B"),
+    }
+}
+
 /// `<integer><unit>`, or bytes without a unit.
 pub fn parse_size(text: &str) -> Option<u64> {
     if let Ok(bytes) = text.parse() {
@@ -155,6 +182,32 @@ mod tests {
             ["", "MiB", "64 MiB", "64mib", "+7", "-7", "1.5MiB", "99999999999GiB", "64MiBs", "64MiB4KiB"]
         {
             assert_eq!(parse_size(text), None, "{text}");
+        }
+    }
+
+    #[test]
+    fn a_person_is_shown_the_largest_units() {
+        let cases = [
+            (0, "0s"),
+            (999, "0s"),
+            (59_000, "59s"),
+            (60_000, "1m 0s"),
+            (3_600_000, "1h"),
+            (3_725_000, "1h 2m"),
+            (90_061_000, "1d 1h"),
+        ];
+        for (milliseconds, shown) in cases {
+            assert_eq!(show_roughly(Duration::from_millis(milliseconds)), shown);
+        }
+        for (bytes, shown) in [
+            (0, "0 B"),
+            (1023, "1023 B"),
+            (1024, "1 KiB"),
+            (1536, "1.5 KiB"),
+            (64 << 20, "64 MiB"),
+            (5 << 40, "5120 GiB"),
+        ] {
+            assert_eq!(show_size_roughly(bytes), shown);
         }
     }
 

@@ -68,7 +68,8 @@ fn per_read<S: Service>(service: impl FnOnce() -> S + Send + 'static) -> f64 {
     let path = socket.clone();
     let server = thread::spawn(move || {
         let runtime = Builder::new_current_thread().enable_all().build().unwrap();
-        runtime.block_on(async {
+        // As long as it lives, connections do.
+        let _drain = runtime.block_on(async {
             let listener =
                 Listener::unix(&path, Ownership::resolve(0o600, None, None).unwrap(), None).unwrap();
             let open = IntGauge::new("open", "open").unwrap();
@@ -85,6 +86,7 @@ fn per_read<S: Service>(service: impl FnOnce() -> S + Send + 'static) -> f64 {
             counted.send(0).unwrap();
             // What was allocated before it was warm.
             all_read.recv().await.unwrap();
+            drain
         });
         for _ in READS {
             let info = allocation_counter::measure(|| runtime.block_on(all_read.recv()).unwrap_or_default());

@@ -24,9 +24,10 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("cache", &["source", "secret", "metrics"]),
     ("access", &["atomic_file", "file_watch", "folder", "secret"]),
     ("net", &["folder", "lifecycle"]),
+    ("takeover", &["cache", "net", "secret"]),
     ("projection", &["atomic_file", "cache", "folder", "metrics", "net", "secret", "source"]),
     ("server", &["access", "audit", "cache", "lifecycle", "metrics", "net", "secret", "source", "units"]),
-    ("ops", &["cache", "lifecycle", "metrics", "net"]),
+    ("ops", &["cache", "lifecycle", "metrics", "net", "units"]),
     (
         "app",
         &[
@@ -44,6 +45,7 @@ const ARROWS: &[(&str, &[&str])] = &[
             "secret",
             "server",
             "source",
+            "takeover",
         ],
     ),
     (
@@ -55,6 +57,7 @@ const ARROWS: &[(&str, &[&str])] = &[
             "folder",
             "hardening",
             "net",
+            "ops",
             "secret",
             "source",
             "telemetry",
@@ -90,6 +93,9 @@ const CONFINED: &[(&str, &[&str])] = &[
     ("toml", &["config", "document.rs"]),
     ("clap", &["cli", "main.rs"]),
     ("nix", &["net", "projection", "cli/exec", "folder.rs", "hardening.rs"]),
+    ("listenfd", &["net"]),
+    ("sd_notify", &["lifecycle"]),
+    ("rustix", &["takeover"]),
     ("tracing_subscriber", &["telemetry.rs"]),
     ("prometheus", &["metrics.rs", "net"]),
 ];
@@ -143,7 +149,8 @@ fn secrets_leave_only_by_name() {
         .filter(|(path, code)| !is_test(path) && before_tests(code).contains(".expose()"))
         .map(|(path, _)| path.strip_prefix(root()).unwrap().to_string_lossy().into_owned())
         .collect();
-    // The ways in send it; `init` and projections write it to files; the file source hashes it into a version id.
+    // The ways in send it; `init` and projections write it to files; the file source hashes it into a version id; the next
+    // process gets it.
     let expected = BTreeSet::from(
         [
             "cli/init/fetch.rs",
@@ -152,6 +159,7 @@ fn secrets_leave_only_by_name() {
             "server/api/native.rs",
             "server/api/sdk.rs",
             "source/file/parse.rs",
+            "takeover/entries.rs",
         ]
         .map(str::to_owned),
     );

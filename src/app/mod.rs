@@ -1,13 +1,16 @@
 //! The process, in the order in which it starts: build the parts, open the listeners, wait, drain.
 //!
 //! Every part gets what it needs from here as an argument; there are no globals. `parts` makes them from the
-//! configuration, `reload` gives them another one while they run.
+//! configuration, `reload` gives them another one while they run, `succession` is from one process to the next.
 
 mod parts;
 mod reload;
+mod succession;
+
+pub use self::parts::{aws_source, resolver};
 
 use std::path::PathBuf;
-use std::pin::pin;
+use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -18,16 +21,19 @@ use tokio::time::error::Elapsed;
 use tokio::time::{sleep, timeout};
 
 use self::reload::{Reloader, SharedRules};
+use self::succession::Succession;
 use crate::access::{TOKEN_POLL_INTERVAL, TokenError, User};
 use crate::audit::AuditError;
 use crate::cache::{self, Cache};
-use crate::config::{Bind, Config, Environment, EnvironmentError, ListenerConfig};
+use crate::config::{AfterTakeover, Bind, Config, Environment, EnvironmentError, ListenerConfig};
 use crate::hardening::{Identity, IdentityError};
-use crate::lifecycle::{Drain, Readiness, Signals, Supervisor, TaskEnd, Told};
+use crate::lifecycle::{
+    self, BlockReady, Drain, Readiness, ServiceManager, Signals, Supervisor, TaskEnd, Told,
+};
 use crate::metrics::Metrics;
 use crate::net::{
-    self, BindError, ConnectionLimits, ConnectionMetrics, Listener, Ownership, Patience, Service,
-    UnknownOwner,
+    self, Address, BindError, ConnectionLimits, ConnectionMetrics, Listener, Ownership, PassedError,
+    PassedOn, PassedSockets, Patience, Service, UnknownOwner,
 };
 use crate::ops::OpsService;
 use crate::projection;
@@ -39,6 +45,9 @@ const SPARE_DESCRIPTORS: u64 = 256;
 
 /// How long the end waits for an output of the audit trail that does not take its last lines.
 const AUDIT_PATIENCE: Duration = Duration::from_secs(1);
+
+/// How long a first look at the source may keep a process from taking over.
+const PROBE_PATIENCE: Duration = Duration::from_secs(1);
 
 /// Why the process ends otherwise than as told.
 #[derive(Debug, Error)]
@@ -52,6 +61,9 @@ pub enum AppError {
     /// An address cannot be listened on.
     #[error(transparent)]
     Bind(#[from] BindError),
+    /// A socket was passed to the process that it is not configured for.
+    #[error(transparent)]
+    Passed(#[from] PassedError),
     /// A socket's owner or group does not exist.
     #[error(transparent)]
     Owner(#[from] UnknownOwner),
@@ -97,21 +109,31 @@ impl AppError {
             Self::Environment(_)
                 | Self::FileSource(_)
                 | Self::Owner(_)
+                | Self::Passed(_)
                 | Self::Policy { .. }
                 | Self::Identity(_)
         )
     }
 }
 
-/// Runs the daemon until a signal ends it. `path` is where `config` was read from, and is read again on demand.
-pub async fn run(config: Config, path: Option<PathBuf>, environment: &Environment) -> Result<(), AppError> {
+/// Runs the daemon until a signal ends it. `path` is where `config` was read from, and is read again on demand. Of the
+/// addresses, those of `passed` are open already.
+#[expect(clippy::too_many_lines, reason = "the order of the start and of the end is told in one place")]
+pub async fn run(
+    config: Config,
+    path: Option<PathBuf>,
+    environment: &Environment,
+    passed: PassedSockets,
+) -> Result<(), AppError> {
     environment.check()?;
     environment.check_upstream(&config)?;
+    passed.check(&addresses(&config))?;
     let identity = config.process.user.as_deref();
     let identity =
         identity.map(|user| Identity::resolve(user, config.process.group.as_deref())).transpose()?;
     let mut signals = Signals::install().map_err(AppError::Signals)?;
     let mut tasks = Supervisor::default();
+    tasks.spawn("watchdog", lifecycle::watchdog());
     // Those that keep values, or have them fetched.
     let mut keepers = Supervisor::default();
     let drain = Drain::new();
@@ -122,33 +144,40 @@ pub async fn run(config: Config, path: Option<PathBuf>, environment: &Environmen
     let audit = parts::audit(&config, identity.as_ref(), &metrics)?;
 
     let source = parts::source(&config, environment, &mut tasks)?;
-    let resolver = Arc::new(parts::resolver(&config));
+    let resolver = Arc::new(resolver(&config));
     let wanted = parts::wanted(&config, &resolver);
     let region = parts::default_region(&config, environment);
     let own = identity.as_ref().map(|identity| User { uid: identity.uid(), gid: identity.gid() });
     let projects = parts::projects(&config, &resolver, region.as_deref(), own)?;
     let settings = parts::settings(&config, Arc::clone(&resolver), &metrics);
     let cache = Cache::new(source, settings, metrics.clone());
+    let mut succession = Succession::begin(&config, environment, region.as_deref(), passed).await;
+    let block_until_taken = succession.is_heir().then(|| readiness.block("takeover"));
+    succession.fill(&cache);
     keepers.spawn("refresher", cache.clone().run());
-    let probed = cache.clone();
-    tokio::spawn(async move { probed.probe().await });
+    tokio::spawn(probe(cache.clone(), succession.is_heir().then(|| readiness.block("source"))));
 
     let max_waiting = config.server.max_waiting as usize;
     let open = Open { drain: &drain, metrics: &metrics, limits: limits(&config), max_waiting };
     // The ops listener is no part of the drain: it answers until the others are done.
     let ops_drain = Drain::new();
+    let mut ops_passed_on = PassedOn::default();
     if let Some(addr) = config.ops.tcp {
-        let listener = Listener::tcp(addr).await?;
+        let listener = succession.tcp(addr).await?;
+        ops_passed_on = listener.passed_on();
         let service = OpsService::new(metrics.clone(), readiness.clone(), cache.view(), listener.label());
-        Open { drain: &ops_drain, ..open }.serve(listener, service, &mut tasks);
+        let opened = succession.opened(&listener);
+        Open { drain: &ops_drain, ..open }.serve(listener, opened, service, &mut tasks);
     }
     let shared =
         Arc::new(Shared::new(cache.clone(), resolver, readiness.clone(), region.clone(), audit.clone()));
     let mut rules = Vec::new();
     for listener in &config.listeners {
         let its_rules = parts::rules(&config, listener, region.as_deref(), None)?;
-        rules.push(open.secrets(listener, its_rules, &shared, &mut tasks).await?);
+        let opened = open_listener(listener, &mut succession).await?;
+        rules.push(open.secrets(opened, its_rules, &shared, &mut tasks));
     }
+    succession.meet()?;
     if let Some(identity) = identity {
         go_on_as(&identity, &rules)?;
     }
@@ -163,6 +192,7 @@ pub async fn run(config: Config, path: Option<PathBuf>, environment: &Environmen
         projection::run(cache.clone(), projects, metrics.projection.clone(), patience, || drop(block));
     keepers.spawn("projection", projection);
     let drain_timeout = config.server.drain_timeout;
+    let after_takeover = config.process.after_takeover;
     let mut reloader = Reloader::new(
         config,
         path,
@@ -180,15 +210,47 @@ pub async fn run(config: Config, path: Option<PathBuf>, environment: &Environmen
     drop(starting);
     tracing::info!(version = env!("CARGO_PKG_VERSION"), "started");
 
-    let end = until_told(&mut signals, &mut reloader, [&mut tasks, &mut keepers]).await;
-    let Ok(signal) = end else {
-        audit.finish(AUDIT_PATIENCE).await;
-        return end.map(drop);
+    let mut service_manager = ServiceManager::default();
+    let mut succeeded = Box::pin(succession.run(cache.clone(), block_until_taken));
+    let end = until_told(
+        &mut signals,
+        &mut reloader,
+        [&mut tasks, &mut keepers],
+        &readiness,
+        &mut service_manager,
+        succeeded.as_mut(),
+    )
+    .await;
+    // Further handles of the sockets: with them, newcomers would wait for nobody.
+    drop(succeeded);
+    let end = match end {
+        Ok(end) => end,
+        Err(error) => {
+            audit.finish(AUDIT_PATIENCE).await;
+            return Err(error);
+        }
     };
-    tracing::info!(signal, "ending: finishing requests in flight");
+    let mut is_told = match end {
+        End::Told(signal) => {
+            tracing::info!(signal, "ending: finishing requests in flight");
+            true
+        }
+        End::Succeeded => {
+            tracing::info!("another process has taken over: finishing requests in flight");
+            false
+        }
+    };
     readiness.start_draining();
+    // The next process answers there. When a signal ends this one, nobody else does yet, even if the socket stays open.
+    if !is_told && ops_passed_on.is_set() {
+        tokio::spawn(ops_drain.finish());
+    }
+    if is_told || after_takeover != AfterTakeover::Wait {
+        service_manager.stopping().await;
+    }
+    // What is due is fetched by the next process, or not at all.
+    drop(keepers);
     let wipe = || {
-        drop(keepers);
         cache.close();
         tracing::info!("the values in memory are wiped");
     };
@@ -198,22 +260,38 @@ pub async fn run(config: Config, path: Option<PathBuf>, environment: &Environmen
                 tracing::warn!("requests in flight did not finish within drain_timeout and are cut off");
             }
         }
-        _ = signals.end() => {
+        () = second_signal(&mut signals, &mut is_told) => {
             audit.finish(AUDIT_PATIENCE).await;
             return Err(AppError::Interrupted);
         }
     }
     audit.finish(AUDIT_PATIENCE).await;
+    if !is_told && after_takeover == AfterTakeover::Wait {
+        tracing::info!("nothing is left to do: waiting to be told to end");
+        signals.end().await;
+        service_manager.stopping().await;
+    }
     tracing::info!("ended");
     Ok(())
+}
+
+/// All addresses that are listened on.
+fn addresses(config: &Config) -> Vec<Address> {
+    config.listeners.iter().map(address).chain(config.ops.tcp.map(Address::Tcp)).collect()
+}
+
+fn address(listener: &ListenerConfig) -> Address {
+    match &listener.bind {
+        Bind::Unix { path, .. } => Address::Unix(path.clone()),
+        Bind::Tcp { addr, .. } => Address::Tcp(*addr),
+    }
 }
 
 /// What holds for connections. Says so if the system does not let us have that many.
 fn limits(config: &Config) -> ConnectionLimits {
     let server = &config.server;
     let descriptors = net::raise_descriptor_limit();
-    let wanted = u64::from(server.max_connections) * config.listeners.len() as u64;
-    if descriptors.is_some_and(|limit| limit < wanted + SPARE_DESCRIPTORS) {
+    if descriptors.is_some_and(|limit| limit < wanted_descriptors(config)) {
         tracing::warn!(
             limit = descriptors,
             "fewer files may be open than server.max_connections needs on all listeners; raise the hard limit"
@@ -227,24 +305,66 @@ fn limits(config: &Config) -> ConnectionLimits {
     }
 }
 
-/// Reloads whenever that is asked for, until a signal ends the process, by its name; or until a part has ended that
-/// must not.
+/// How many files may have to be open at a time.
+pub fn wanted_descriptors(config: &Config) -> u64 {
+    u64::from(config.server.max_connections) * config.listeners.len() as u64 + SPARE_DESCRIPTORS
+}
+
+/// Why the process ends as it should.
+enum End {
+    /// A signal of this name said so.
+    Told(&'static str),
+    /// Another process has taken over.
+    Succeeded,
+}
+
+/// Reloads whenever that is asked for, until a signal ends the process or another one has taken over; or until a part has
+/// ended that must not. Tells the service manager when the process is ready, and when it reloads.
 async fn until_told(
     signals: &mut Signals,
     reloader: &mut Reloader,
     [tasks, keepers]: [&mut Supervisor; 2],
-) -> Result<&'static str, AppError> {
+    readiness: &Readiness,
+    service_manager: &mut ServiceManager,
+    mut succeeded: Pin<&mut impl Future<Output = Result<(), BindError>>>,
+) -> Result<End, AppError> {
+    if !readiness.reasons().is_empty() {
+        service_manager.preparing().await;
+    }
     loop {
         tokio::select! {
             told = signals.next() => match told {
-                Told::End(signal) => return Ok(signal),
-                Told::Reload => reloader.reload().await,
+                Told::End(signal) => return Ok(End::Told(signal)),
+                Told::Reload => service_manager.during_reload(reloader.reload()).await,
             },
-            () = reloader.file_changed() => reloader.reload().await,
+            succeeded = succeeded.as_mut() => return Ok(succeeded.map(|()| End::Succeeded)?),
+            () = reloader.file_changed() => service_manager.during_reload(reloader.reload()).await,
+            () = readiness.ready(), if !service_manager.is_started() => service_manager.ready().await,
             end = tasks.first_end() => return Err(AppError::Task(end)),
             end = keepers.first_end() => return Err(AppError::Task(end)),
         }
     }
+}
+
+/// Has a first look at the source, which loads what calls to it need. That keeps the only worker busy for a moment: one
+/// that takes over from another process is not ready before, and nobody waits for it.
+async fn probe(cache: Cache, block: Option<BlockReady>) {
+    let mut probing = pin!(cache.probe());
+    tokio::select! {
+        () = probing.as_mut() => return,
+        () = sleep(PROBE_PATIENCE) => drop(block),
+    }
+    probing.await;
+}
+
+/// Waits for a signal that cuts the end short: the second one that ends the process, which may not have been told by a
+/// first.
+async fn second_signal(signals: &mut Signals, is_told: &mut bool) {
+    if !*is_told {
+        signals.end().await;
+        *is_told = true;
+    }
+    signals.end().await;
 }
 
 /// Waits for the requests in flight, for so long at most. What is in memory for others is wiped as soon as no others
@@ -293,34 +413,58 @@ struct Open<'a> {
 }
 
 impl Open<'_> {
-    fn serve<S: Service>(&self, listener: Listener, service: S, tasks: &mut Supervisor) {
-        tracing::info!(listener = listener.label(), "listening");
-        let (open, refused) = self.metrics.http.connections(listener.label());
+    /// Serves from a listener once it is opened.
+    fn serve<S: Service>(
+        &self,
+        listener: Listener,
+        mut opened: watch::Receiver<bool>,
+        service: S,
+        tasks: &mut Supervisor,
+    ) {
+        tracing::info!(listener = listener.label(), passed = listener.passed_on().is_set(), "listening");
+        let (open, refused) = self.metrics.http.connections(listener.label(), self.limits.max_connections);
         let metrics = ConnectionMetrics { open, refused };
+        let mut drain = self.drain.watcher();
         let serving = net::serve(listener, Arc::new(service), self.limits, self.drain.watcher(), metrics);
-        tasks.spawn("accept loop", serving);
+        tasks.spawn("accept loop", async move {
+            tokio::select! {
+                _ = opened.wait_for(|is_opened| *is_opened) => {}
+                () = drain.started() => {}
+            }
+            drop(drain);
+            serving.await;
+        });
     }
 
-    async fn secrets(
+    fn secrets(
         &self,
-        config: &ListenerConfig,
+        (listener, opened): (Listener, watch::Receiver<bool>),
         rules: Rules,
         shared: &Arc<Shared>,
         tasks: &mut Supervisor,
-    ) -> Result<SharedRules, AppError> {
-        let listener = match &config.bind {
-            Bind::Unix { path, mode, directory_mode, owner, group, .. } => {
-                let ownership = Ownership::resolve(*mode, owner.as_deref(), group.as_deref())?;
-                Listener::unix(path, ownership, *directory_mode)?
-            }
-            Bind::Tcp { addr, .. } => Listener::tcp(*addr).await?,
-        };
+    ) -> SharedRules {
         let rules = Arc::new(ArcSwap::from_pointee(rules));
         let label = listener.label().to_owned();
         let http = self.metrics.http.clone();
         let service =
             SecretService::new(Arc::clone(shared), Arc::clone(&rules), label, http, self.max_waiting);
-        self.serve(listener, service, tasks);
-        Ok(rules)
+        self.serve(listener, opened, service, tasks);
+        rules
     }
+}
+
+/// A secret listener, and from when on it is served from.
+async fn open_listener(
+    config: &ListenerConfig,
+    succession: &mut Succession,
+) -> Result<(Listener, watch::Receiver<bool>), AppError> {
+    let listener = match &config.bind {
+        Bind::Unix { path, mode, directory_mode, owner, group, .. } => {
+            let ownership = Ownership::resolve(*mode, owner.as_deref(), group.as_deref())?;
+            succession.unix(path, ownership, *directory_mode)?
+        }
+        Bind::Tcp { addr, .. } => succession.tcp(*addr).await?,
+    };
+    let opened = succession.opened(&listener);
+    Ok((listener, opened))
 }

@@ -7,8 +7,8 @@ use crate::access::{Gate, Patterns, Policy, Rule, TokenError, TokenFile, User, V
 use crate::audit::{Audit, AuditError, FileOptions, Output};
 use crate::cache::{CacheOptions, CallOptions, Lifetimes, Policies, Settings, Wanted};
 use crate::config::{
-    AuditOutput, Batch, Bind, Config, Environment, ListenerConfig, OnChange, PolicyConfig, ProjectConfig,
-    ProjectedSecret, SourceConfig, TokenConfig,
+    AuditOutput, Batch, Bind, Config, Environment, EnvironmentError, ListenerConfig, OnChange, PolicyConfig,
+    ProjectConfig, ProjectedSecret, SourceConfig, TokenConfig,
 };
 use crate::hardening::Identity;
 use crate::lifecycle::Supervisor;
@@ -33,24 +33,26 @@ pub(super) fn source(
             tasks.spawn("file source", async move { watched.run().await });
             Ok(source)
         }
-        SourceConfig::Aws => {
-            let aws = config.aws.clone();
-            let options = AwsOptions {
-                region: aws.region,
-                endpoint_url: aws.endpoint_url,
-                sts_endpoint_url: aws.sts_endpoint_url,
-                profile: aws.profile,
-                role_arn: aws.role_arn,
-                connect_timeout: aws.connect_timeout,
-                attempt_timeout: aws.attempt_timeout,
-                operation_timeout: call_options(config).call_timeout(),
-                identity_timeout: config.cache.fetch_timeout.mul_f64(0.7).min(IDENTITY_TIMEOUT),
-                ca_bundle: environment.ca_bundle()?,
-                credential_files: environment.credential_files(),
-            };
-            Ok(Arc::new(AwsSource::new(options)))
-        }
+        SourceConfig::Aws => Ok(Arc::new(aws_source(config, environment)?)),
     }
+}
+
+/// Secrets Manager, reached as configured.
+pub fn aws_source(config: &Config, environment: &Environment) -> Result<AwsSource, EnvironmentError> {
+    let aws = config.aws.clone();
+    Ok(AwsSource::new(AwsOptions {
+        region: aws.region,
+        endpoint_url: aws.endpoint_url,
+        sts_endpoint_url: aws.sts_endpoint_url,
+        profile: aws.profile,
+        role_arn: aws.role_arn,
+        connect_timeout: aws.connect_timeout,
+        attempt_timeout: aws.attempt_timeout,
+        operation_timeout: call_options(config).call_timeout(),
+        identity_timeout: config.cache.fetch_timeout.mul_f64(0.7).min(IDENTITY_TIMEOUT),
+        ca_bundle: environment.ca_bundle()?,
+        credential_files: environment.credential_files(),
+    }))
 }
 
 /// The audit trail, if there is to be one. Its file is for the user as whom the daemon goes on.
@@ -74,7 +76,8 @@ pub(super) fn audit(
     Audit::start(output, metrics.audit.clone())
 }
 
-pub(super) fn resolver(config: &Config) -> Resolver {
+/// What callers' names mean.
+pub fn resolver(config: &Config) -> Resolver {
     let groups = config.groups.iter().map(|(name, group)| Group {
         name: name.as_str().into(),
         prefix: group.prefix.clone(),

@@ -72,13 +72,13 @@ impl Reloader {
         }
     }
 
-    /// Reads the file. If it is right it takes effect, else it is said what is wrong, and nothing changes.
-    pub(super) async fn reload(&mut self) {
+    /// Reads the file. If it is right it takes effect, else it is said what is wrong, and nothing changes, and this is false.
+    pub(super) async fn reload(&mut self) -> bool {
         // Whatever becomes of the configuration: the file of the audit trail may have been moved away.
         self.parts.audit.reopen();
         let Some(path) = self.path.clone() else {
             tracing::warn!("there is no configuration file to reload; the built-in defaults stay");
-            return;
+            return true;
         };
         let loading = spawn_blocking(move || Config::load(Some(&path)).map_err(|errors| errors.to_string()));
         let applied = match loading.await {
@@ -90,10 +90,12 @@ impl Reloader {
             Ok(()) => {
                 self.parts.metrics.config.reloaded();
                 tracing::info!("the configuration was reloaded");
+                true
             }
             Err(error) => {
                 self.parts.metrics.config.reload_failed();
                 tracing::error!(error, "the configuration cannot be reloaded; the old one stays in effect");
+                false
             }
         }
     }

@@ -4,6 +4,7 @@
 //! - `store` holds what is held (moka), `slot` is the place of one secret in it.
 //! - `flight` makes one fetch of however many askers, and lands its answer.
 //! - `refresher` is the thin loop around `schedule`; `preload` keeps listed secrets held.
+//! - `handover` passes what is held to the next process.
 //! - `budget` bounds what one caller may cost the source.
 //! - `upstream` makes the calls: bounded, in batches, not to who is dead, to another region where one fails.
 //!
@@ -13,6 +14,7 @@ mod budget;
 mod demand;
 mod flight;
 mod freshness;
+mod handover;
 mod policy;
 mod preload;
 mod refresher;
@@ -35,6 +37,7 @@ use tokio::time::{Instant, sleep_until, timeout, timeout_at};
 pub use self::budget::Payer;
 pub use self::demand::Demand;
 pub use self::freshness::{Freshness, Lifetimes};
+pub use self::handover::Entry;
 pub use self::policy::{CacheOptions, GroupPolicy, Policies};
 pub use self::preload::{Wanted, preload};
 pub use self::slot::Held;

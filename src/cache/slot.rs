@@ -116,6 +116,7 @@ pub(super) struct Slot {
     refreshing: AtomicBool,
     /// The last attempt failed, or one under way takes longer than a reader should wait.
     troubled: AtomicBool,
+    /// When it was first fetched.
     epoch: Instant,
     is_pinned: AtomicBool,
     /// Those who wait for another version: as long as there are any, the secret is kept fresh.
@@ -140,7 +141,7 @@ struct SlotState {
 }
 
 impl Slot {
-    pub(super) fn new(id: u64, key: SecretKey, canonical: SecretKey, now: Instant) -> Self {
+    pub(super) fn new(id: u64, key: SecretKey, canonical: SecretKey, epoch: Instant) -> Self {
         Self {
             id,
             key,
@@ -151,7 +152,7 @@ impl Slot {
             read_since_fetch: AtomicBool::new(false),
             refreshing: AtomicBool::new(false),
             troubled: AtomicBool::new(false),
-            epoch: now,
+            epoch,
             is_pinned: AtomicBool::new(false),
             watchers: AtomicUsize::new(0),
             changed: Notify::new(),
@@ -214,6 +215,11 @@ impl Slot {
         self.held.store(None);
         self.changed.notify_waiters();
         Some(std::mem::take(&mut state.names))
+    }
+
+    /// Every key that leads here.
+    pub(super) fn names(&self) -> HashSet<SecretKey> {
+        self.lock().names.clone()
     }
 
     /// Notes that `name` leads here; false if the slot has been emptied.
@@ -320,17 +326,21 @@ impl Slot {
     /// What the clock needs to know; `None` once the slot has been emptied.
     pub(super) fn clock(&self, idle_timeout: Duration) -> Option<EntryClock> {
         let held = self.held()?;
-        let last_read = self.epoch + Duration::from_millis(self.last_read.load(Ordering::Relaxed));
         Some(EntryClock {
             lifetimes: held.policy.lifetimes,
             fetched_at: held.fetched_at,
             refresh_at: held.refresh_at,
             retry_at: self.lock().retry_at,
-            last_read,
+            last_read: self.last_read(),
             read_since_fetch: self.read_since_fetch.load(Ordering::Relaxed),
             is_pinned: self.is_pinned.load(Ordering::Relaxed) || self.watchers.load(Ordering::Relaxed) > 0,
             idle_timeout,
         })
+    }
+
+    /// When it was last read; when it was first fetched if nobody has read it.
+    pub(super) fn last_read(&self) -> Instant {
+        self.epoch + Duration::from_millis(self.last_read.load(Ordering::Relaxed))
     }
 
     /// The bytes that the slot accounts for: the version, and its own parts and names, roughly.

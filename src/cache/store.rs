@@ -129,7 +129,7 @@ impl Store {
         is_pinned: bool,
     ) -> Landed {
         let id = self.next_id.fetch_add(1, Ordering::Relaxed);
-        let slot = Arc::new(Slot::new(id, key.clone(), canonical.clone(), Instant::now()));
+        let slot = Arc::new(Slot::new(id, key.clone(), canonical.clone(), fetch.at));
         let held = Arc::new(Held::new(Arc::new(version), Arc::clone(policy), fetch));
         slot.store(Arc::clone(&held));
         if self.is_closed.load(Ordering::Relaxed) {
@@ -142,7 +142,8 @@ impl Store {
         Landed { slot, held, is_changed: true }
     }
 
-    fn name(&self, slot: &Arc<Slot>, key: &SecretKey, is_pinned: bool) {
+    /// Has one more spelling lead to a slot.
+    pub(super) fn name(&self, slot: &Arc<Slot>, key: &SecretKey, is_pinned: bool) {
         if is_pinned {
             slot.pin();
         }

@@ -12,11 +12,32 @@ use super::{Exit, complain, small_runtime, unreadable};
 use crate::config::Environment;
 use crate::hardening;
 
+const HELP: &str = "\
+Examples:
+  smcached get team-a/db
+  smcached get team-a/db --field password
+  smcached get team-a db --version-stage AWSPREVIOUS
+  smcached get arn:aws:secretsmanager:us-west-2:123456789012:secret: /MySecret-AbCdEf
+  smcached get team-a/flags --watch | while read -r flags; do echo \"changed\"; done
+
+Exit codes:
+  0  printed
+  1  anything else
+  2  wrong usage or a malformed name
+  3  no such secret, version or field
+  4  not allowed
+  5  the daemon or AWS cannot be reached or is busy: try again later
+
+Environment:
+  SMCACHED_ADDRESS     the daemon, where --socket is not given: unix:/path or http://host:port
+  SMCACHED_TOKEN       the token for the latter
+  SMCACHED_TOKEN_FILE  a file with that token";
+
 /// Print one secret, exactly as it is.
 ///
-/// Exit codes: 0 printed; 2 wrong usage or a malformed name; 3 no such secret, version or field;
-/// 4 not allowed; 5 the daemon or AWS cannot be reached or is busy: try again later; 1 anything else.
+/// On a terminal a newline follows; elsewhere nothing is added to the value.
 #[derive(Debug, Args)]
+#[command(after_long_help = HELP)]
 pub(super) struct GetArgs {
     /// The secret's group: one of the configuration, or an ARN up to `:secret:`. Or `<group>/<key>` in one word
     #[arg(value_name = "GROUP")]

@@ -1,24 +1,29 @@
 //! `smcached healthcheck`: for images without a shell or curl.
 
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
-
-use super::{ConfigArgs, Exit, complain, load, small_runtime};
+use super::{ConfigArgs, Exit, complain, load, ops, small_runtime};
 use crate::config::Environment;
-use crate::net::{Endpoint, PATIENCE, fetch};
+use crate::net::{PATIENCE, fetch};
+
+pub(super) const HELP: &str = "\
+Examples:
+  HEALTHCHECK CMD [\"smcached\", \"healthcheck\"]    # in a Dockerfile
+  smcached healthcheck --config FILE || echo \"not ready\"
+
+Exit codes:
+  0  the daemon is ready
+  1  it is not, or cannot be asked; the reasons are on standard error
+  2  the command line or the configuration is wrong, or its ops listener is off
+
+Environment:
+  SMCACHED_CONFIG  the configuration file, where --config is not given";
 
 pub(super) fn run(args: ConfigArgs, environment: &Environment) -> Exit {
     let asked = (|| {
         let config = load(args, environment)?;
-        let Some(mut addr) = config.ops.tcp else {
-            complain(&"the ops listener is off in this configuration");
+        let Some(endpoint) = ops::endpoint(&config) else {
+            complain(&ops::OFF);
             return Err(Exit::Usage);
         };
-        if addr.ip().is_unspecified() {
-            let loopback =
-                if addr.is_ipv4() { IpAddr::from(Ipv4Addr::LOCALHOST) } else { Ipv6Addr::LOCALHOST.into() };
-            addr.set_ip(loopback);
-        }
-        let endpoint = Endpoint::Tcp(addr.to_string());
         Ok(small_runtime()?.block_on(fetch(&endpoint, "/readyz", &[], PATIENCE)))
     })();
     match asked {

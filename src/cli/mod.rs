@@ -2,29 +2,64 @@
 
 mod backoff;
 mod check;
+mod completions;
 mod daemon;
+mod doctor;
 mod exec;
 #[cfg(any(test, fuzzing))]
 pub(crate) mod fuzzing;
 mod get;
 mod healthcheck;
 mod init;
+mod ops;
 mod serve;
+mod status;
+mod terminal;
 mod watch;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use clap::{Args, Parser, Subcommand};
+use clap::{Args, Parser, Subcommand, ValueEnum};
 
 use crate::config::{Config, Environment, config_path};
+
+const HELP: &str = "\
+Examples:
+  smcached check --config smcached.toml    Is the configuration right?
+  smcached serve --config smcached.toml    Run the daemon
+  smcached status                          How does it fare?
+  smcached doctor                          What is wrong, and what mends it?
+  smcached get team-a/db --field password  Read one field of a secret
+  smcached exec --env DB_PASSWORD=team-a/db#password -- ./server
+  smcached COMMAND --help                  More examples, exit codes and environment variables
+
+Exit codes:
+  0  done
+  1  it failed while running
+  2  the command line or the configuration is wrong
+`get`, `exec` and `init` have more.
+
+Environment:
+  SMCACHED_CONFIG       the configuration file of the daemon, and of the commands that read it
+  SMCACHED_ADDRESS      where `get`, `exec` and `init` find the daemon: unix:/path or http://host:port
+  SMCACHED_TOKEN        the token that they present over TCP
+  SMCACHED_TOKEN_FILE   a file with that token
+  SMCACHED_OPS_ADDRESS  where `status` finds the ops listener: host:port
+  NO_COLOR              no colours on a terminal";
 
 /// A node-local cache for AWS Secrets Manager.
 ///
 /// Tasks read secrets from it over a Unix socket or localhost; it answers from memory and keeps what it
 /// holds fresh in the background.
 #[derive(Debug, Parser)]
-#[command(name = "smcached", version, arg_required_else_help = true)]
+#[command(
+    name = "smcached",
+    version,
+    arg_required_else_help = true,
+    max_term_width = 100,
+    after_long_help = HELP
+)]
 pub struct Cli {
     #[command(subcommand)]
     command: Command,
@@ -33,9 +68,11 @@ pub struct Cli {
 #[derive(Debug, Subcommand)]
 enum Command {
     /// Run the daemon.
+    #[command(after_long_help = serve::HELP)]
     Serve(ConfigArgs),
-    /// Check a configuration and print what is in effect, defaults included.
-    Check(ConfigArgs),
+    Check(check::CheckArgs),
+    Status(status::StatusArgs),
+    Doctor(doctor::DoctorArgs),
     /// Print one secret, exactly as it is.
     Get(get::GetArgs),
     /// Run a command with secrets in its environment.
@@ -43,7 +80,11 @@ enum Command {
     /// Write one secret to a file, as the init container of Flyte's pod webhook does.
     Init(init::InitArgs),
     /// Ask the daemon of this configuration whether it is ready, for container health checks.
+    #[command(after_long_help = healthcheck::HELP)]
     Healthcheck(ConfigArgs),
+    Completions(completions::CompletionsArgs),
+    #[command(hide = true)]
+    Man(completions::ManArgs),
 }
 
 #[derive(Debug, Args)]
@@ -51,6 +92,15 @@ struct ConfigArgs {
     /// The configuration file [default: `$SMCACHED_CONFIG`, else /etc/smcached/smcached.toml if it exists]
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
+}
+
+/// How a command prints what it has found out.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Output {
+    /// For a person.
+    Text,
+    /// For a program.
+    Json,
 }
 
 /// What the process tells its parent.
@@ -87,7 +137,11 @@ pub fn run(cli: Cli, environment: &Environment) -> ExitCode {
         Command::Get(args) => get::run(&args, environment),
         Command::Exec(args) => return exec::run(&args, environment),
         Command::Init(args) => init::run(&args, environment),
+        Command::Doctor(args) => doctor::run(args, environment),
+        Command::Status(args) => status::run(args, environment),
         Command::Healthcheck(args) => healthcheck::run(args, environment),
+        Command::Completions(args) => completions::run(&args),
+        Command::Man(args) => completions::man(&args),
     };
     exit.into()
 }

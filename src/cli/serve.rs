@@ -8,7 +8,25 @@ use super::{ConfigArgs, Exit, complain, load, unreadable};
 use crate::app;
 use crate::config::{Config, Environment, LogFormat, LogLevel, config_path};
 use crate::hardening;
+use crate::net::PassedSockets;
 use crate::telemetry;
+
+pub(super) const HELP: &str = "\
+Examples:
+  smcached serve
+  smcached serve --config /etc/smcached/smcached.toml
+  kill -HUP \"$(pidof smcached)\"    # has it read its configuration again; what it holds is kept
+
+SIGTERM and SIGINT end it once requests in flight are done. Logs go to standard error.
+
+Exit codes:
+  0  ended as told
+  1  failed while running, an address is in use, or the audit trail cannot be opened
+  2  the command line, the configuration or the file of secrets is wrong
+
+Environment:
+  SMCACHED_CONFIG  the configuration file, where --config is not given
+  AWS_*            as in the AWS SDKs: AWS_REGION, AWS_PROFILE, AWS_ENDPOINT_URL, AWS_CA_BUNDLE and credentials";
 
 /// How long the end may take once everything that matters is done.
 const SHUTDOWN_TIMEOUT: Duration = Duration::from_millis(100);
@@ -17,6 +35,13 @@ pub(super) fn run(args: ConfigArgs, environment: &Environment) -> Exit {
     if let Err(exit) = unreadable(hardening::forbid_dumps) {
         return exit;
     }
+    let passed = match PassedSockets::from_process() {
+        Ok(passed) => passed,
+        Err(error) => {
+            complain(&error);
+            return Exit::Usage;
+        }
+    };
     let path = config_path(args.config.clone(), environment);
     let config = match load(args, environment) {
         Ok(config) => config,
@@ -50,7 +75,7 @@ pub(super) fn run(args: ConfigArgs, environment: &Environment) -> Exit {
     let environment = environment.clone();
     let ended = runtime.block_on(async move {
         // As a task, so that a panic ends the daemon in good order.
-        match tokio::spawn(async move { app::run(config, path, &environment).await }).await {
+        match tokio::spawn(async move { app::run(config, path, &environment, passed).await }).await {
             Ok(ended) => ended.map_err(|error| (error.to_string(), error.is_configuration())),
             Err(_) => Err(("the daemon panicked; this is a defect of smcached".to_owned(), false)),
         }

@@ -6,18 +6,32 @@ use std::time::Duration;
 use toml::{Table, Value};
 
 use super::{
-    AuditConfig, AuditOutput, Batch, Bind, Config, Layout, ListenerConfig, LogFormat, LogLevel, OnChange,
-    PolicyConfig, ProjectConfig, Reload, SourceConfig, TokenConfig,
+    AfterTakeover, AuditConfig, AuditOutput, Batch, Bind, Config, Layout, ListenerConfig, LogFormat,
+    LogLevel, OnChange, PolicyConfig, ProjectConfig, Reload, SourceConfig, TokenConfig,
 };
 use crate::secret::Unlisted;
 use crate::units::{show_duration, show_size};
 
 impl Config {
+    /// The same as JSON, for programs.
+    pub fn to_json(&self) -> String {
+        // What was made a moment ago is read again.
+        let document: serde_json::Value = toml::from_str(&self.to_toml()).unwrap_or_default();
+        format!("{document:#}\n")
+    }
+
     /// Every key with its value, defaults included.
+    #[expect(clippy::too_many_lines, reason = "a section after the other")]
     pub fn to_toml(&self) -> String {
+        let after_takeover = match self.process.after_takeover {
+            AfterTakeover::Exit => "exit",
+            AfterTakeover::Wait => "wait",
+        };
         let process = table([
             ("user", text(self.process.user.as_deref())),
             ("group", text(self.process.group.as_deref())),
+            ("takeover", self.process.takeover.as_deref().map(file)),
+            ("after_takeover", self.process.takeover.as_ref().map(|_| after_takeover.into())),
         ]);
         let source = match &self.source {
             SourceConfig::Aws => table([("kind", Some("aws".into()))]),
@@ -274,6 +288,8 @@ mod tests {
             [process]
             user = "smcached"
             group = "1000"
+            takeover = "/run/next/socket"
+            after_takeover = "wait"
             [source]
             kind = "file"
             path = "s.toml"
@@ -285,7 +301,7 @@ mod tests {
             preload = ["team-a/db"]
             unlisted_groups = "deny"
             [[listener]]
-            unix = "/x"
+            unix = "/run/x/socket"
             mode = "0600"
             owner = "root"
             allow_uids = [1, 2]

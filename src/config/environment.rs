@@ -22,10 +22,16 @@ pub struct Environment {
     token: Option<Zeroizing<String>>,
     /// `SMCACHED_TOKEN_FILE`: a file with that token.
     token_file: Option<PathBuf>,
+    /// `SMCACHED_OPS_ADDRESS`: where `status` finds the ops listener.
+    ops_address: Option<String>,
+    /// `NO_COLOR` (<https://no-color.org>), or a terminal that has none.
+    forbids_colours: bool,
     /// `AWS_REGION`, else `AWS_DEFAULT_REGION`, as the AWS SDK looks for them.
     aws_region: Option<String>,
     /// The endpoint that the environment sets for Secrets Manager, and the variable that does.
     endpoint_url: Option<(&'static str, String)>,
+    /// Whom the AWS SDK takes itself for, by variable.
+    aws_identity: Vec<(&'static str, String)>,
     /// `SECRET_ARN`: the secret that an init container of Flyte's webhook is to fetch.
     secret_arn: Option<String>,
     /// `SECRET_FILENAME`: the file in which it is to put it.
@@ -47,6 +53,10 @@ impl fmt::Debug for Environment {
             .finish_non_exhaustive()
     }
 }
+
+/// An access key's id names its account; the files may.
+const IDENTITY: [&str; 5] =
+    ["AWS_PROFILE", "AWS_ROLE_ARN", "AWS_ACCESS_KEY_ID", "AWS_CONFIG_FILE", "AWS_SHARED_CREDENTIALS_FILE"];
 
 /// Something that the environment says and must not, or that it names and cannot be read.
 #[derive(Debug, Error)]
@@ -84,7 +94,16 @@ pub enum EnvironmentError {
         /// What it says.
         given: String,
     },
+    /// The same of the ops listener.
+    #[error("SMCACHED_OPS_ADDRESS: got {given:?}; {OPS_ADDRESS}")]
+    OpsAddress {
+        /// What it says.
+        given: String,
+    },
 }
+
+/// How the ops listener is named.
+const OPS_ADDRESS: &str = "accepted: host:port, such as 127.0.0.1:9273";
 
 impl Environment {
     /// The process's own environment.
@@ -101,8 +120,11 @@ impl Environment {
             address: value("SMCACHED_ADDRESS"),
             token: value("SMCACHED_TOKEN").map(Zeroizing::new),
             token_file: value("SMCACHED_TOKEN_FILE").map(PathBuf::from),
+            ops_address: value("SMCACHED_OPS_ADDRESS"),
+            forbids_colours: value("NO_COLOR").is_some() || value("TERM").is_some_and(|term| term == "dumb"),
             aws_region: value("AWS_REGION").or_else(|| value("AWS_DEFAULT_REGION")),
             endpoint_url: endpoint_url(value),
+            aws_identity: IDENTITY.into_iter().filter_map(|name| Some((name, value(name)?))).collect(),
             secret_arn: value("SECRET_ARN"),
             secret_filename: value("SECRET_FILENAME"),
             aws_ca_bundle: value("AWS_CA_BUNDLE").map(PathBuf::from),
@@ -128,6 +150,16 @@ impl Environment {
     /// The region that the environment sets for AWS SDKs.
     pub fn region(&self) -> Option<&str> {
         self.aws_region.as_deref()
+    }
+
+    /// The endpoint that the environment sets for Secrets Manager.
+    pub fn endpoint_url(&self) -> Option<&str> {
+        self.endpoint_url.as_ref().map(|(_, url)| url.as_str())
+    }
+
+    /// Variables that decide as whom the AWS SDK asks, with what they say. None is a secret.
+    pub fn aws_identity(&self) -> impl Iterator<Item = (&str, &str)> {
+        self.aws_identity.iter().map(|(name, value)| (*name, value.as_str()))
     }
 
     /// Refuses a configuration by which the daemon would call itself: the variables that point programs on this host
@@ -166,6 +198,19 @@ impl Environment {
     /// Where the daemon is, if `SMCACHED_ADDRESS` says.
     pub fn daemon_address(&self) -> Result<Option<ClientAddress>, EnvironmentError> {
         self.address.as_deref().map(ClientAddress::parse).transpose()
+    }
+
+    /// Where the ops listener is, if `SMCACHED_OPS_ADDRESS` says.
+    pub fn ops_address(&self) -> Result<Option<String>, EnvironmentError> {
+        let parse = |given: &String| {
+            ClientAddress::parse_ops(given).map_err(|_| EnvironmentError::OpsAddress { given: given.clone() })
+        };
+        self.ops_address.as_ref().map(parse).transpose()
+    }
+
+    /// Whether a terminal may be sent colours.
+    pub fn allows_colours(&self) -> bool {
+        !self.forbids_colours
     }
 
     /// The token that client commands present: `SMCACHED_TOKEN`, else what `SMCACHED_TOKEN_FILE` holds.
@@ -244,17 +289,25 @@ impl ClientAddress {
         if let Some(path) = unix.filter(|path| path.starts_with('/')) {
             return Ok(Self::Unix(path.into()));
         }
-        let tcp = text.strip_prefix("http://").map(|rest| rest.strip_suffix('/').unwrap_or(rest));
-        let is_authority = |authority: &str| {
-            authority
-                .rsplit_once(':')
-                .is_some_and(|(host, port)| !host.is_empty() && port.parse::<u16>().is_ok())
-                && !authority.contains(['/', '@', '?', '#', ' '])
-        };
-        tcp.filter(|authority| is_authority(authority))
+        authority(text.strip_prefix("http://"))
             .map(|authority| Self::Tcp(authority.to_owned()))
             .ok_or_else(|| EnvironmentError::Address { given: text.to_owned() })
     }
+
+    /// `host:port` of an ops listener; `http://` before it is no mistake.
+    pub fn parse_ops(text: &str) -> Result<String, &'static str> {
+        authority(Some(text.strip_prefix("http://").unwrap_or(text))).map(str::to_owned).ok_or(OPS_ADDRESS)
+    }
+}
+
+/// `host:port`, with nothing but a slash after it.
+fn authority(text: Option<&str>) -> Option<&str> {
+    let authority = text.map(|text| text.strip_suffix('/').unwrap_or(text))?;
+    let is_authority = authority
+        .rsplit_once(':')
+        .is_some_and(|(host, port)| !host.is_empty() && port.parse::<u16>().is_ok())
+        && !authority.contains(['/', '@', '?', '#', ' ']);
+    is_authority.then_some(authority)
 }
 
 #[cfg(test)]

@@ -152,7 +152,7 @@ fn patterns(value: Value<'_>) -> Option<Vec<String>> {
 }
 
 /// A path in the file system; abstract sockets have no permissions and are refused.
-fn socket_path(value: Value<'_>) -> Option<PathBuf> {
+pub(super) fn socket_path(value: Value<'_>) -> Option<PathBuf> {
     path(value).filter(|path| {
         let text = path.as_os_str().as_encoded_bytes();
         text.len() <= MAX_SOCKET_PATH && !text.starts_with(b"@") && path.file_name().is_some()

@@ -2,14 +2,15 @@
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use super::listener::{check_addresses, listener, policy};
+use super::listener::{check_addresses, listener, policy, socket_path};
 use super::project;
 use super::{
-    AuditConfig, AuditOutput, AwsConfig, Batch, CacheConfig, Config, GroupConfig, LogConfig, LogFormat,
-    LogLevel, OpsConfig, ProcessConfig, RefreshConfig, Reload, ServerConfig, SourceConfig,
+    AfterTakeover, AuditConfig, AuditOutput, AwsConfig, Batch, Bind, CacheConfig, Config, GroupConfig,
+    ListenerConfig, LogConfig, LogFormat, LogLevel, OpsConfig, ProcessConfig, RefreshConfig, Reload,
+    ServerConfig, SourceConfig,
 };
 use crate::document::{Section, Value};
 use crate::secret::{SecretId, SecretPath, Unlisted, is_region};
@@ -42,6 +43,7 @@ pub(super) fn config(root: &Section<'_>) -> Option<Config> {
     let listeners =
         if sections.is_empty() { default.listeners } else { sections.iter().filter_map(listener).collect() };
     check_addresses(root, &listeners, &ops);
+    check_takeover(root, &process, &listeners);
     let policies = root.sections("policy").iter().filter_map(|section| policy(section, &listeners)).collect();
     let projects: Vec<_> = root.sections("project").iter().filter_map(project::project).collect();
     project::check_targets(root, &projects);
@@ -69,11 +71,45 @@ pub(super) fn config(root: &Section<'_>) -> Option<Config> {
 fn process(section: &Section<'_>) -> ProcessConfig {
     let user = section.get("user", "a user's name or number", word);
     let group = section.entry("group", "a group's name or number", word);
+    let takeover = section.get("takeover", "the path of a socket, of at most 106 bytes", socket_path);
+    let after_takeover =
+        section.entry("after_takeover", "\"exit\" or \"wait\"", |value| match value.text()? {
+            "exit" => Some(AfterTakeover::Exit),
+            "wait" => Some(AfterTakeover::Wait),
+            _ => None,
+        });
     section.refuse_the_rest();
     if let Some(group) = group.as_ref().filter(|_| user.is_none()) {
         section.contradicts("group", group, "only with a user");
     }
-    ProcessConfig { user, group: group.map(|group| group.value) }
+    if let Some(after) = after_takeover.as_ref().filter(|_| takeover.is_none()) {
+        section.contradicts("after_takeover", after, "only with takeover");
+    }
+    ProcessConfig {
+        user,
+        group: group.map(|group| group.value),
+        takeover,
+        after_takeover: after_takeover.map(|after| after.value).unwrap_or_default(),
+    }
+}
+
+/// Whoever is let into a listener's directory, as a container that mounts it, must not come upon the socket by which all
+/// that is held can be had.
+fn check_takeover(root: &Section<'_>, process: &ProcessConfig, listeners: &[ListenerConfig]) {
+    let absolute = |path: &Path| std::path::absolute(path).unwrap_or_else(|_| path.to_owned());
+    let Some(takeover) = process.takeover.as_deref().map(absolute) else { return };
+    for listener in listeners {
+        let Bind::Unix { path, .. } = &listener.bind else { continue };
+        let path = absolute(path);
+        if path.parent().is_some_and(|directory| takeover.starts_with(directory)) {
+            let what = format!(
+                "process.takeover is below the directory of the listener {}, which callers may enter; give it a \
+                 directory of its own elsewhere, such as \"/run/smcached-takeover/socket\"",
+                path.display()
+            );
+            root.complain(&what);
+        }
+    }
 }
 
 fn source(section: &Section<'_>) -> Option<SourceConfig> {
@@ -370,10 +406,25 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::config::Bind;
 
     fn errors(text: &str) -> Vec<String> {
         Config::parse("t.toml", text).map_or_else(|complaints| complaints.lines().to_vec(), |_| Vec::new())
+    }
+
+    #[test]
+    fn the_socket_of_a_takeover_is_kept_apart_from_those_of_callers() {
+        let text = |takeover: &str| {
+            format!("[process]\ntakeover = \"{takeover}\"\n[[listener]]\nunix = \"/run/smcached/s.sock\"\n")
+        };
+        for (takeover, is_right) in [
+            ("/run/smcached-takeover/socket", true),
+            ("/run/smcached/t", false),
+            ("/run/smcached/t/t", false),
+        ] {
+            let errors = errors(&text(takeover));
+            assert_eq!(errors.is_empty(), is_right, "{takeover}: {errors:?}");
+        }
+        assert!(errors("[process]\nafter_takeover = \"wait\"")[0].contains("only with takeover"));
     }
 
     #[test]

@@ -79,6 +79,20 @@ pub struct ProcessConfig {
     pub user: Option<String>,
     /// The group, where it is not the user's own.
     pub group: Option<String>,
+    /// A private Unix socket where the next process comes to take over.
+    pub takeover: Option<PathBuf>,
+    /// What becomes of this process then.
+    pub after_takeover: AfterTakeover,
+}
+
+/// What becomes of a process that another one has taken over.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum AfterTakeover {
+    /// It ends.
+    #[default]
+    Exit,
+    /// It waits to be told to end: whoever started it would start it again.
+    Wait,
 }
 
 /// Where secrets come from.

@@ -78,7 +78,7 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 /// Accepts connections and serves them until the drain starts; returns when no more are accepted.
 /// Connections under way hold the drain up until they end.
 pub async fn serve<S: Service>(
-    mut listener: Listener,
+    listener: Listener,
     service: Arc<S>,
     limits: ConnectionLimits,
     mut drain: DrainWatcher,
@@ -113,9 +113,7 @@ pub async fn serve<S: Service>(
             None => stream.turn_away(),
         }
     }
-    // Nobody finds the way in any more; those who are in the queue did, and are served.
-    listener.retire();
-    while let Ok(Ok((stream, peer))) = tokio::time::timeout(Duration::ZERO, listener.accept()).await {
+    for (stream, peer) in listener.close() {
         match room.place_at_once(peer) {
             Some(place) => spawn(stream, peer, place, &drain),
             None => stream.turn_away(),

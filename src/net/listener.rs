@@ -1,7 +1,9 @@
 //! A bound address that connections are accepted from.
 
 use std::io;
+use std::iter;
 use std::net::SocketAddr;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::pin::Pin;
 use std::task::{Context, Poll};
@@ -11,7 +13,7 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
 
 use super::unix::UnixSocket;
-use super::{Ownership, Peer};
+use super::{Address, Ownership, Passed, PassedOn, Peer, passed};
 
 /// Why an address cannot be listened on.
 #[derive(Debug, Error)]
@@ -46,6 +48,29 @@ pub enum BindError {
         /// The path.
         path: PathBuf,
     },
+    /// A socket that another process has opened.
+    #[error("cannot serve the socket {address} that was passed to the daemon: {error}")]
+    Passed {
+        /// Where it listens.
+        address: Address,
+        /// What is wrong with it, or what the system says.
+        error: io::Error,
+    },
+    /// Others may enter the directory of a socket that is for this user alone.
+    #[error(
+        "{path}: its directory must belong to the daemon's user, and nobody else may enter it (mode 0700)",
+        path = .path.display()
+    )]
+    NotPrivate {
+        /// The path.
+        path: PathBuf,
+    },
+    /// No further handle of the socket can be had.
+    #[error("a listener cannot be kept for the next process: {error}")]
+    NotPassed {
+        /// What the system says.
+        error: io::Error,
+    },
     /// The path ends in `/` or `..`.
     #[error("{path} does not name a file", path = .path.display())]
     NoFileName {
@@ -54,11 +79,15 @@ pub enum BindError {
     },
 }
 
+/// For the user of this process alone.
+const PRIVATE: Ownership = Ownership { mode: 0o600, uid: None, gid: None };
+
 /// A bound address.
 #[derive(Debug)]
 pub struct Listener {
     kind: Kind,
     label: String,
+    passed_on: PassedOn,
 }
 
 #[derive(Debug)]
@@ -72,19 +101,98 @@ impl Listener {
     pub async fn tcp(addr: SocketAddr) -> Result<Self, BindError> {
         let listener = TcpListener::bind(addr).await.map_err(|error| BindError::Tcp { addr, error })?;
         let bound = listener.local_addr().map_err(|error| BindError::Tcp { addr, error })?;
-        Ok(Self { kind: Kind::Tcp(listener), label: format!("tcp:{bound}") })
+        Ok(Self::of(Kind::Tcp(listener), &Address::Tcp(bound)))
+    }
+
+    /// Goes on listening on a TCP address for another process.
+    pub fn passed_tcp(addr: SocketAddr, passed: Passed) -> Result<Self, BindError> {
+        let take = || {
+            let listener = passed::tcp(passed.socket)?;
+            if listener.local_addr()? != addr {
+                return Err(io::Error::other("what was passed is another address"));
+            }
+            Ok(listener)
+        };
+        let listener = take().map_err(|error| BindError::Tcp { addr, error })?;
+        Ok(Self::of(Kind::Tcp(listener), &Address::Tcp(addr)))
     }
 
     /// Listens on a Unix socket. See [`UnixSocket::bind`].
     pub fn unix(path: &Path, ownership: Ownership, directory_mode: Option<u32>) -> Result<Self, BindError> {
         let (socket, listener) = UnixSocket::bind(path, ownership, directory_mode)?;
-        let listener = UnixListener::from_std(listener).map_err(|error| BindError::Unix {
+        Self::on_file(path, socket, listener)
+    }
+
+    /// Listens on a Unix socket that the user of this process alone can reach; its directory is made if absent.
+    pub fn private(path: &Path) -> Result<Self, BindError> {
+        let is_new = path.parent().is_some_and(|directory| !directory.exists());
+        let (socket, listener) = UnixSocket::bind(path, PRIVATE, is_new.then_some(0o700))?;
+        if !socket.is_private() {
+            return Err(BindError::NotPrivate { path: path.to_owned() });
+        }
+        Self::on_file(path, socket, listener)
+    }
+
+    /// Goes on listening on a Unix socket for another process, if its file is where `path` leads; the file gets the mode and
+    /// owner that it is to have. [`Listener::private`] is what it is without an ownership.
+    pub fn passed_unix(path: &Path, ownership: Option<Ownership>, passed: Passed) -> Result<Self, BindError> {
+        let fail = |error| BindError::Unix { path: path.to_owned(), doing: "take over", error };
+        let file = passed.file.ok_or_else(|| fail(io::Error::other("it has no file")))?;
+        let socket = UnixSocket::passed(path, ownership.unwrap_or(PRIVATE), file).map_err(fail)?;
+        if ownership.is_none() && !socket.is_private() {
+            return Err(BindError::NotPrivate { path: path.to_owned() });
+        }
+        Self::on_file(path, socket, passed.socket)
+    }
+
+    fn on_file(path: &Path, socket: UnixSocket, listener: impl Into<OwnedFd>) -> Result<Self, BindError> {
+        let listener = passed::unix(listener.into()).map_err(|error| BindError::Unix {
             path: path.to_owned(),
             doing: "listen on",
             error,
         })?;
-        let label = format!("unix:{}", path.display());
-        Ok(Self { kind: Kind::Unix(listener, Some(socket)), label })
+        let passed_on = socket.passed_on().clone();
+        let address = Address::Unix(path.to_owned());
+        Ok(Self { passed_on, ..Self::of(Kind::Unix(listener, Some(socket)), &address) })
+    }
+
+    /// Listens on a socket that the service manager has opened, and keeps open. What is the service manager's own is left to it: the
+    /// file of a Unix socket is neither changed nor removed, and those who are in the queue when we end are left there.
+    ///
+    /// `address` is where it listens, which decides what it is called. A Unix socket cannot be asked: it knows the path by which it was
+    /// bound, and may have been moved since.
+    pub fn passed(socket: OwnedFd, address: Address) -> Result<Self, BindError> {
+        let opened = match &address {
+            Address::Tcp(_) => passed::tcp(socket).map(Kind::Tcp),
+            Address::Unix(_) => passed::unix(socket).map(|listener| Kind::Unix(listener, None)),
+        };
+        let listener = match opened {
+            Ok(kind) => Self::of(kind, &address),
+            Err(error) => return Err(BindError::Passed { address, error }),
+        };
+        listener.passed_on.set(true);
+        Ok(listener)
+    }
+
+    fn of(kind: Kind, address: &Address) -> Self {
+        Self { kind, label: address.to_string(), passed_on: PassedOn::default() }
+    }
+
+    /// Whether another process has the address too.
+    pub fn passed_on(&self) -> PassedOn {
+        self.passed_on.clone()
+    }
+
+    /// Another handle of the socket, for another process; whoever passes it on says so.
+    pub fn to_pass(&self) -> io::Result<(Passed, PassedOn)> {
+        let (socket, file): (BorrowedFd<'_>, _) = match &self.kind {
+            Kind::Tcp(listener) => (listener.as_fd(), None),
+            Kind::Unix(listener, socket) => {
+                (listener.as_fd(), socket.as_ref().map(UnixSocket::to_pass).transpose()?)
+            }
+        };
+        let passed = Passed { label: self.label.clone(), socket: socket.try_clone_to_owned()?, file };
+        Ok((passed, self.passed_on.clone()))
     }
 
     /// `tcp:<address>` or `unix:<path>`: how metrics, logs and policies call it.
@@ -104,27 +212,61 @@ impl Listener {
         match &self.kind {
             Kind::Tcp(listener) => {
                 let (stream, addr) = listener.accept().await?;
-                stream.set_nodelay(true)?;
-                Ok((Stream::Tcp(stream), Peer::Tcp(addr)))
+                Stream::tcp(stream, addr)
             }
             Kind::Unix(listener, _) => {
                 let (stream, _) = listener.accept().await?;
-                let credentials = stream.peer_cred()?;
-                // 0 is a process of another namespace (pid_namespaces(7)).
-                let pid = credentials.pid().and_then(|pid| u32::try_from(pid).ok()).filter(|pid| *pid > 0);
-                let peer = Peer::Unix { uid: credentials.uid(), gid: credentials.gid(), pid };
-                Ok((Stream::Unix(stream), peer))
+                Stream::unix(stream)
             }
         }
     }
 
-    /// Makes the address vanish for newcomers where that is possible while those in the queue are still
-    /// accepted: a Unix socket's file is removed.
-    pub(super) fn retire(&mut self) {
-        if let Kind::Unix(_, socket) = &mut self.kind {
-            *socket = None;
+    /// Waits for somebody to connect to a Unix socket, and says who it is.
+    pub async fn accept_unix(&self) -> io::Result<(UnixStream, Peer)> {
+        match self.accept().await? {
+            (Stream::Unix(stream), peer) => Ok((stream, peer)),
+            (Stream::Tcp(_), _) => Err(io::ErrorKind::Unsupported.into()),
         }
     }
+
+    /// Ends listening: nobody finds the way in any more, and those who are in the queue already are given to be served. Of a
+    /// socket that another process has too they are left to that one, or to the next.
+    ///
+    /// The socket is closed at once after a look that finds the queue empty: who comes in between is reset.
+    pub(super) fn close(self) -> Vec<(Stream, Peer)> {
+        if self.passed_on.is_set() {
+            return Vec::new();
+        }
+        match self.kind {
+            Kind::Tcp(listener) => listener.into_std().map_or_else(
+                |_| Vec::new(),
+                |listener| {
+                    let queue = iter::from_fn(|| listener.accept().ok());
+                    queue.filter_map(|(stream, addr)| awaited_tcp(stream, addr).ok()).collect()
+                },
+            ),
+            Kind::Unix(listener, file) => {
+                drop(file);
+                listener.into_std().map_or_else(
+                    |_| Vec::new(),
+                    |listener| {
+                        let queue = iter::from_fn(|| listener.accept().ok());
+                        queue.filter_map(|(stream, _)| awaited_unix(stream).ok()).collect()
+                    },
+                )
+            }
+        }
+    }
+}
+
+fn awaited_tcp(stream: std::net::TcpStream, addr: SocketAddr) -> io::Result<(Stream, Peer)> {
+    stream.set_nonblocking(true)?;
+    Stream::tcp(TcpStream::from_std(stream)?, addr)
+}
+
+fn awaited_unix(stream: std::os::unix::net::UnixStream) -> io::Result<(Stream, Peer)> {
+    stream.set_nonblocking(true)?;
+    Stream::unix(UnixStream::from_std(stream)?)
 }
 
 /// A connection of either kind.
@@ -141,6 +283,19 @@ retry-after: 1\r\ncache-control: no-store\r\nconnection: close\r\ncontent-length
 \"detail\":\"too many connections are open here\",\"code\":\"too_many_connections\"}";
 
 impl Stream {
+    fn tcp(stream: TcpStream, addr: SocketAddr) -> io::Result<(Self, Peer)> {
+        stream.set_nodelay(true)?;
+        Ok((Self::Tcp(stream), Peer::Tcp(addr)))
+    }
+
+    fn unix(stream: UnixStream) -> io::Result<(Self, Peer)> {
+        let credentials = stream.peer_cred()?;
+        // 0 is a process of another namespace (pid_namespaces(7)).
+        let pid = credentials.pid().and_then(|pid| u32::try_from(pid).ok()).filter(|pid| *pid > 0);
+        let peer = Peer::Unix { uid: credentials.uid(), gid: credentials.gid(), pid };
+        Ok((Self::Unix(stream), peer))
+    }
+
     /// Says that there is no room, if the peer takes it at once, and hangs up.
     pub(super) fn turn_away(self) {
         let _ = match self {

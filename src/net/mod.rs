@@ -7,6 +7,8 @@ mod connection;
 mod descriptors;
 mod listener;
 mod ownership;
+mod passed;
+mod passing;
 mod patience;
 mod room;
 mod unix;
@@ -18,6 +20,8 @@ pub use connection::{Activity, ConnectionLimits, LINGER, Service, serve};
 pub use descriptors::raise_descriptor_limit;
 pub use listener::{BindError, Listener};
 pub use ownership::{Ownership, UnknownOwner};
+pub use passed::{Address, PassedError, PassedSockets};
+pub use passing::{Passed, PassedFile, PassedOn};
 pub use patience::Patience;
 pub use unix::UnixSocket;
 

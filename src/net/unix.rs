@@ -3,15 +3,16 @@
 use std::ffi::{OsStr, OsString};
 use std::fs::{self, File, OpenOptions};
 use std::io;
-use std::os::fd::AsRawFd;
+use std::os::fd::{AsFd, AsRawFd};
 use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt, PermissionsExt, chown, lchown};
 use std::os::unix::net::UnixListener;
 use std::path::Path;
 
 use nix::errno::Errno;
+use nix::fcntl::OFlag;
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, UnixAddr, connect, socket};
 
-use super::{BindError, Ownership};
+use super::{BindError, Ownership, PassedFile, PassedOn};
 use crate::folder::{CAUTIOUS, DIRECTORY_MODE, Folder};
 
 /// A socket file of ours. Removed when dropped, if it is still ours.
@@ -22,7 +23,9 @@ pub struct UnixSocket {
     /// Device and inode: somebody else's socket of the same name is left alone.
     identity: (u64, u64),
     /// Settles who wins when two daemons start at once; released by the kernel however we end.
-    _lock: File,
+    lock: File,
+    /// The file is another process's now.
+    passed_on: PassedOn,
 }
 
 impl UnixSocket {
@@ -59,13 +62,55 @@ impl UnixSocket {
         lock.try_lock().map_err(|_| BindError::InUse { path: path.to_owned() })?;
         refuse_what_is_there(&folder.path().join(name), path)?;
         let (identity, listener) = bind_in(&folder, name, ownership).map_err(|error| fail("bind", error))?;
-        Ok((Self { folder, name: name.to_owned(), identity, _lock: lock }, listener))
+        let passed_on = PassedOn::default();
+        Ok((Self { folder, name: name.to_owned(), identity, lock, passed_on }, listener))
+    }
+
+    /// Takes a socket's file over from another process, if it is the one at `path`, and gives it its mode and owner.
+    pub(super) fn passed(path: &Path, ownership: Ownership, file: PassedFile) -> io::Result<Self> {
+        let name = path.file_name().ok_or(io::ErrorKind::InvalidFilename)?;
+        let folder = Folder::open(path.parent().unwrap_or(Path::new("")))?;
+        let itself = OpenOptions::new()
+            .read(true)
+            .custom_flags((OFlag::O_PATH | OFlag::O_NOFOLLOW).bits())
+            .open(folder.path().join(name))?;
+        let found = itself.metadata()?;
+        if (found.dev(), found.ino()) != file.identity || !found.file_type().is_socket() {
+            return Err(io::Error::other("the socket that was passed is not the one that is there"));
+        }
+        let itself = format!("/proc/self/fd/{}", itself.as_raw_fd());
+        if found.mode() & 0o777 != ownership.mode {
+            fs::set_permissions(&itself, fs::Permissions::from_mode(ownership.mode))?;
+        }
+        let is_other = |wanted: Option<u32>, has: u32| wanted.is_some_and(|wanted| wanted != has);
+        if is_other(ownership.uid, found.uid()) || is_other(ownership.gid, found.gid()) {
+            chown(&itself, ownership.uid, ownership.gid)?;
+        }
+        let (identity, lock) = (file.identity, file.lock.into());
+        Ok(Self { folder, name: name.to_owned(), identity, lock, passed_on: PassedOn::default() })
+    }
+
+    /// Another handle of what makes the file ours, for another process.
+    pub(super) fn to_pass(&self) -> io::Result<PassedFile> {
+        Ok(PassedFile { identity: self.identity, lock: self.lock.as_fd().try_clone_to_owned()? })
+    }
+
+    pub(super) fn passed_on(&self) -> &PassedOn {
+        &self.passed_on
+    }
+
+    /// Whether its directory is this user's, and nobody else may enter it.
+    pub(super) fn is_private(&self) -> bool {
+        self.folder.is_private().unwrap_or(false)
     }
 }
 
 impl Drop for UnixSocket {
     fn drop(&mut self) {
         let path = self.folder.path().join(&self.name);
+        if self.passed_on.is_set() {
+            return;
+        }
         if fs::symlink_metadata(&path).is_ok_and(|found| (found.dev(), found.ino()) == self.identity) {
             let _ = fs::remove_file(path);
         }
@@ -229,6 +274,38 @@ mod tests {
         let path = directory.path().join("s.sock");
         let _first = UnixSocket::bind(&path, PRIVATE, None).unwrap();
         assert!(matches!(UnixSocket::bind(&path, PRIVATE, None), Err(BindError::InUse { .. })));
+    }
+
+    #[test]
+    fn a_socket_that_was_passed_on_is_the_other_ones_to_remove_and_its_lock_never_open() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("s.sock");
+        let (first, _listener) = UnixSocket::bind(&path, PRIVATE, None).unwrap();
+        let public = Ownership { mode: 0o666, ..PRIVATE };
+        let second = UnixSocket::passed(&path, public, first.to_pass().unwrap()).unwrap();
+        assert_eq!(fs::metadata(&path).unwrap().mode() & 0o777, 0o666);
+        first.passed_on().set(true);
+        drop(first);
+        assert!(path.exists());
+        assert!(matches!(UnixSocket::bind(&path, PRIVATE, None), Err(BindError::InUse { .. })));
+        drop(second);
+        assert!(!path.exists());
+    }
+
+    #[test]
+    fn a_socket_that_is_not_there_any_more_is_not_taken_over() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("s.sock");
+        let (first, _listener) = UnixSocket::bind(&path, PRIVATE, None).unwrap();
+        let [passed, again] = [first.to_pass().unwrap(), first.to_pass().unwrap()];
+        fs::remove_file(&path).unwrap();
+        assert!(UnixSocket::passed(&path, PRIVATE, passed).is_err());
+        let precious = directory.path().join("precious");
+        fs::write(&precious, "kept").unwrap();
+        fs::set_permissions(&precious, fs::Permissions::from_mode(0o644)).unwrap();
+        std::os::unix::fs::symlink(&precious, &path).unwrap();
+        assert!(UnixSocket::passed(&path, PRIVATE, again).is_err());
+        assert_eq!(fs::metadata(&precious).unwrap().mode() & 0o777, 0o644);
     }
 
     #[test]

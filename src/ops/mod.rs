@@ -1,18 +1,26 @@
 //! The ops listener: metrics, health and status. It imports nothing that serves secrets, and sees the
 //! cache through a view that has no values.
 
+mod accept;
+mod html;
+mod report;
 mod status;
+
+pub use self::report::{Level, Report, Row, Section};
+pub use self::status::Status;
 
 use std::sync::Arc;
 
 use bytes::Bytes;
 use http_body_util::Full;
 use hyper::body::Incoming;
-use hyper::header::{ALLOW, CACHE_CONTROL, CONTENT_TYPE, HeaderValue};
+use hyper::header::{
+    ACCEPT, ALLOW, CACHE_CONTROL, CONTENT_SECURITY_POLICY, CONTENT_TYPE, HeaderMap, HeaderValue,
+    REFERRER_POLICY, X_CONTENT_TYPE_OPTIONS,
+};
 use hyper::{Method, Request, Response, StatusCode};
 use tokio::time::Instant;
 
-use self::status::Status;
 use crate::cache::CacheView;
 use crate::lifecycle::Readiness;
 use crate::metrics::{Metrics, RouteMetrics};
@@ -23,6 +31,7 @@ use crate::net::{Activity, Body, Peer, Service};
 const PROMETHEUS_TEXT: &str = "text/plain; version=0.0.4; charset=utf-8";
 const PLAIN_TEXT: &str = "text/plain; charset=utf-8";
 const JSON: &str = "application/json";
+const HTML: &str = "text/html; charset=utf-8";
 
 /// The ops listener.
 #[derive(Debug)]
@@ -59,12 +68,12 @@ impl OpsService {
 
     fn answer(&self, request: &Request<Incoming>) -> (&RouteMetrics, Response<Body>) {
         let routes = &self.routes;
-        let (metrics, answer): (_, fn(&Self) -> Response<Body>) = match request.uri().path() {
-            "/metrics" => (&routes.metrics, Self::metrics_page),
-            "/livez" => (&routes.livez, |_| response(StatusCode::OK, PLAIN_TEXT, "ok\n")),
-            "/readyz" | "/healthz" => (&routes.readyz, Self::readyz),
+        let (metrics, answer): (_, fn(&Self, &HeaderMap) -> Response<Body>) = match request.uri().path() {
+            "/metrics" => (&routes.metrics, |ops, _| ops.metrics_page()),
+            "/livez" => (&routes.livez, |_, _| response(StatusCode::OK, PLAIN_TEXT, "ok\n")),
+            "/readyz" | "/healthz" => (&routes.readyz, |ops, _| ops.readyz()),
             "/status" => (&routes.status, Self::status),
-            _ => (&routes.unmatched, |_| response(StatusCode::NOT_FOUND, PLAIN_TEXT, "no such path\n")),
+            _ => (&routes.unmatched, |_, _| response(StatusCode::NOT_FOUND, PLAIN_TEXT, "no such path\n")),
         };
         if !matches!(*request.method(), Method::GET | Method::HEAD) {
             let mut refusal =
@@ -72,11 +81,12 @@ impl OpsService {
             refusal.headers_mut().insert(ALLOW, HeaderValue::from_static("GET, HEAD"));
             return (metrics, refusal);
         }
-        (metrics, answer(self))
+        (metrics, answer(self, request.headers()))
     }
 
     fn metrics_page(&self) -> Response<Body> {
         self.cache.summary();
+        self.metrics.readiness(self.readiness.reasons().is_empty());
         match self.metrics.render() {
             Ok(page) => response(StatusCode::OK, PROMETHEUS_TEXT, page),
             Err(error) => {
@@ -95,12 +105,21 @@ impl OpsService {
         response(StatusCode::SERVICE_UNAVAILABLE, PLAIN_TEXT, reasons)
     }
 
-    fn status(&self) -> Response<Body> {
-        let status = Status::of(&self.cache, &self.readiness, self.started.elapsed());
-        // Strings and numbers always serialize into memory.
-        let mut page = serde_json::to_vec_pretty(&status).unwrap_or_default();
-        page.push(b'\n');
-        response(StatusCode::OK, JSON, page)
+    /// JSON, or a page for a browser.
+    fn status(&self, headers: &HeaderMap) -> Response<Body> {
+        let uptime = self.started.elapsed();
+        let status = Status::of(&self.cache, &self.readiness, &self.metrics.http, uptime);
+        let accepted: Vec<&str> =
+            headers.get_all(ACCEPT).iter().filter_map(|value| value.to_str().ok()).collect();
+        if !accept::prefers_html(&accepted) {
+            return response(StatusCode::OK, JSON, status.to_json());
+        }
+        let mut page = response(StatusCode::OK, HTML, html::page(&Report::of(&status)));
+        let headers = page.headers_mut();
+        headers.insert(CONTENT_SECURITY_POLICY, HeaderValue::from_static(html::POLICY));
+        headers.insert(X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
+        headers.insert(REFERRER_POLICY, HeaderValue::from_static("no-referrer"));
+        page
     }
 }
 

@@ -98,7 +98,7 @@ pub trait SecretSource: Send + Sync + 'static {
         self.name()
     }
 
-    /// Asks for the current versions of several secrets of one region and role in one call: 2 to
+    /// Asks for the current versions of several secrets of one region and role in one call: at most
     /// [`SecretSource::max_batch`] of them.
     fn fetch_batch<'a>(&'a self, _keys: &'a [SecretKey]) -> FetchingBatch<'a> {
         Box::pin(std::future::ready(Err(BatchError::Unsupported)))

@@ -81,6 +81,9 @@ fn check_prints_what_is_in_effect_or_every_error() {
         text(&good.stdout).contains("ttl = \"1m30s\"\n")
             && text(&good.stdout).contains("stale_if_error = \"24h\"")
     );
+    let json = smcached(directory.path()).args(["check", "--config", "c.toml", "--output", "json"]).output();
+    let json: serde_json::Value = serde_json::from_slice(&json.unwrap().stdout).unwrap();
+    assert_eq!((&json["cache"]["ttl"], &json["listener"][0]["mode"]), (&"1m30s".into(), &"0660".into()));
     let bad = check("[cache]\nttl = 90\nsize = 1\n[log]\nlevel = \"loud\"\n");
     assert_eq!((code(&bad), bad.stdout.len()), (2, 0));
     for line in [
@@ -118,7 +121,7 @@ fn version_and_help_go_to_standard_output() {
     let version = run("--version");
     assert_eq!(text(&version.stdout), format!("smcached {}\n", env!("CARGO_PKG_VERSION")));
     let help = run("--help");
-    for command in ["serve", "check", "get", "exec", "init", "healthcheck"] {
+    for command in ["serve", "check", "status", "doctor", "get", "exec", "init", "healthcheck"] {
         assert!(text(&help.stdout).contains(command));
     }
 }

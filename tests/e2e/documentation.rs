@@ -1,10 +1,10 @@
-//! What the documents show is what happens: their commands are run, their links followed.
+//! What the documents show is what happens: their commands are run.
 
 use std::fs;
 use std::process::Command;
 
 use crate::support::daemon::{Daemon, Setup};
-use crate::support::in_repository;
+use crate::support::{in_repository, python};
 
 /// A daemon as in `config/local.toml`, but in a place of its own.
 async fn local_daemon() -> Daemon {
@@ -122,22 +122,27 @@ async fn the_project_of_the_page_on_files_makes_the_files_that_it_names() {
     assert_eq!([read("db/password"), read("old-token")], ["correct horse battery staple", "the old token"]);
 }
 
+/// Holds a task definition against the model that AWS's own clients have of ECS.
+const TASK_DEFINITION: &str = "import botocore.session, botocore.validate, json, sys
+model = botocore.session.get_session().get_service_model('ecs').operation_model('RegisterTaskDefinition')
+report = botocore.validate.ParamValidator().validate(json.load(sys.stdin), model.input_shape)
+print(report.generate_report(), end='')
+";
+
 #[test]
-fn every_link_between_documents_leads_somewhere() {
-    let mut followed = 0;
-    let in_folder =
-        |folder: &str| fs::read_dir(in_repository(folder)).unwrap().map(|entry| entry.unwrap().path());
-    let documents = in_folder("docs").chain(in_folder("docs/clients")).chain([in_repository("README.md")]);
-    for document in documents.filter(|path| path.is_file()) {
-        let text = fs::read_to_string(&document).unwrap();
-        for link in text.split("](").skip(1).map(|rest| rest.split([')', '#']).next().unwrap()) {
-            if link.is_empty() || link.contains("://") {
-                continue;
-            }
-            let target = document.parent().unwrap().join(link);
-            assert!(target.exists(), "{}: {link} leads nowhere", document.display());
-            followed += 1;
-        }
+fn the_task_definitions_for_ecs_have_only_what_ecs_knows() {
+    let report = |definition: &str| {
+        let home = tempfile::tempdir().unwrap();
+        fs::write(home.path().join("definition.json"), definition).unwrap();
+        let input = fs::File::open(home.path().join("definition.json")).unwrap();
+        let mut command = python::program("python", "python", home.path());
+        python::printed(&command.args(["-c", TASK_DEFINITION]).stdin(input).output().unwrap())
+    };
+    let definitions = blocks("docs/ecs.md", "json");
+    assert_eq!(definitions.len(), 2);
+    for definition in definitions {
+        assert_eq!(report(&definition), "", "{definition}");
+        let misspelt = definition.replace("mountPoints", "mountpoints");
+        assert!(report(&misspelt).contains("mountpoints"), "what is wrong is found");
     }
-    assert!(followed >= 10, "only {followed} links were found");
 }

@@ -188,16 +188,68 @@ impl Setup {
         if !self.under.is_empty() {
             fs::set_permissions(directory.path(), Permissions::from_mode(0o777)).unwrap();
         }
-        let words: Vec<&str> = self.under.iter().map(String::as_str).chain([crate::SMCACHED]).collect();
-        let mut command = in_directory(Command::new(words[0]), directory.path());
+        let mut words: Vec<String> =
+            self.under.iter().map(|word| word.replace(TCP_PORT, &tcp_port.to_string())).collect();
+        words.push(crate::SMCACHED.to_owned());
+        let mut command = in_directory(Command::new(&words[0]), directory.path());
         command
             .args(&words[1..])
             .args(["serve", "--config", "smcached.toml"])
-            .envs(self.environment)
+            .envs(self.environment.clone())
             .stdout(self.stdout.map_or_else(Stdio::null, |pipe| pipe.try_clone().unwrap().into()))
             .stderr(File::create(path("log")).unwrap());
         let process = command.spawn().unwrap();
-        Daemon { process, tcp_port, ops_port, directory: Some(directory) }
+        let log = path("log");
+        Daemon { process, tcp_port, ops_port, directory: Some(directory), log, environment: self.environment }
+    }
+}
+
+/// A process that another one is to take the place of. Killed when dropped, and its log searched for secrets.
+pub struct Predecessor {
+    process: Child,
+    log: PathBuf,
+}
+
+impl Predecessor {
+    pub fn pid(&self) -> u32 {
+        self.process.id()
+    }
+
+    pub fn is_running(&mut self) -> bool {
+        self.process.try_wait().unwrap().is_none()
+    }
+
+    pub fn log(&self) -> String {
+        fs::read_to_string(&self.log).unwrap()
+    }
+
+    pub async fn logs(&self, text: &str) {
+        eventually(&format!("a log line with {text:?}"), PATIENCE, async || self.log().contains(text)).await;
+    }
+
+    pub async fn exit(&mut self) -> ExitStatus {
+        exit(&mut self.process, &self.log).await
+    }
+}
+
+impl Drop for Predecessor {
+    fn drop(&mut self) {
+        let _ = self.process.kill();
+        let _ = self.process.wait();
+        leaks::check("a log", &fs::read(&self.log).unwrap_or_default());
+    }
+}
+
+/// Waits for the end of a process.
+async fn exit(process: &mut Child, log: &Path) -> ExitStatus {
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        if let Some(status) = process.try_wait().unwrap() {
+            return status;
+        }
+        let log = || fs::read_to_string(log).unwrap_or_default();
+        assert!(Instant::now() < deadline, "the daemon does not end:\n{}", log());
+        sleep(Duration::from_millis(5)).await;
     }
 }
 
@@ -228,9 +280,33 @@ pub struct Daemon {
     tcp_port: u16,
     ops_port: u16,
     directory: Option<TempDir>,
+    log: PathBuf,
+    environment: Vec<(String, String)>,
 }
 
 impl Daemon {
+    /// Starts another process in the same place, run by another program if that is given. It is the daemon from now on;
+    /// the one before is returned.
+    pub fn replace(&mut self, under: &[&str]) -> Predecessor {
+        let log = self.path(&format!("log of {}", fastrand::u32(..)));
+        let words = [under, &[crate::SMCACHED, "serve", "--config", "smcached.toml"]].concat();
+        let mut command = in_directory(Command::new(words[0]), &self.path(""));
+        command.args(&words[1..]).envs(self.environment.clone());
+        let process = command.stdout(Stdio::null()).stderr(File::create(&log).unwrap()).spawn().unwrap();
+        Predecessor {
+            process: std::mem::replace(&mut self.process, process),
+            log: std::mem::replace(&mut self.log, log),
+        }
+    }
+
+    /// The other way round: the one before is the daemon again, and the other is returned.
+    pub fn swap(&mut self, other: Predecessor) -> Predecessor {
+        let mut other = other;
+        std::mem::swap(&mut self.process, &mut other.process);
+        std::mem::swap(&mut self.log, &mut other.log);
+        other
+    }
+
     pub fn unix(&self) -> Address {
         Address::Unix(self.path("s.sock"))
     }
@@ -271,7 +347,7 @@ impl Daemon {
 
     /// All that it has logged.
     pub fn log(&self) -> String {
-        fs::read_to_string(self.path("log")).unwrap()
+        fs::read_to_string(&self.log).unwrap()
     }
 
     /// One `GET` over the Unix socket.
@@ -324,14 +400,7 @@ impl Daemon {
 
     /// Waits for its end.
     pub async fn exit(&mut self) -> ExitStatus {
-        let deadline = Instant::now() + PATIENCE;
-        loop {
-            if let Some(status) = self.process.try_wait().unwrap() {
-                return status;
-            }
-            assert!(Instant::now() < deadline, "the daemon does not end:\n{}", self.log());
-            sleep(Duration::from_millis(5)).await;
-        }
+        exit(&mut self.process, &self.log).await
     }
 
     /// Ends it in whatever way, and keeps its directory for another.
@@ -363,7 +432,7 @@ impl Daemon {
     /// Nothing of a secret is in its log.
     fn check_log(&self) {
         self.note_secrets();
-        leaks::check("a log", &fs::read(self.path("log")).unwrap());
+        leaks::check("a log", &fs::read(&self.log).unwrap());
     }
 
     /// Waits until the log has a line with this text.

@@ -5,8 +5,10 @@ use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, MutexGuard};
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
+use aws_smithy_types::DateTime;
+use aws_smithy_types::date_time::Format;
 use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpSocket, TcpStream};
@@ -112,6 +114,8 @@ struct Conduct {
     latency: Duration,
     /// Calls in any second beyond this are throttled.
     quota: Option<usize>,
+    /// By how many seconds its clock is behind.
+    behind: i64,
     calls: Vec<Call>,
 }
 
@@ -164,6 +168,11 @@ impl Server {
     /// Throttles what is more than this in any second.
     pub fn set_quota(&self, quota: Option<usize>) {
         self.conduct().quota = quota;
+    }
+
+    /// By how many seconds its clock is behind from now on.
+    pub fn set_behind(&self, seconds: i64) {
+        self.conduct().behind = seconds;
     }
 
     /// How many calls there were.
@@ -250,16 +259,17 @@ async fn serve(mut stream: TcpStream, answerer: Answerer, conduct: Arc<Mutex<Con
     let mut read = Vec::new();
     while let Some(request) = next_request(&mut stream, &mut read).await {
         let (fault, latency) = conduct.lock().unwrap().note(&request);
+        let date = date(conduct.lock().unwrap().behind);
         sleep(latency).await;
         let (status, answer) = answerer(request).await;
-        if !send(&mut stream, fault, status, &answer).await {
+        if !send(&mut stream, fault, status, &date, &answer).await {
             return;
         }
     }
 }
 
 /// Sends an answer, or what a fault makes of it; whether the connection is still of use.
-async fn send(stream: &mut TcpStream, fault: Option<Fault>, status: u16, answer: &Value) -> bool {
+async fn send(stream: &mut TcpStream, fault: Option<Fault>, status: u16, date: &str, answer: &Value) -> bool {
     let whole = answer.to_string();
     let error = |code: &str| error(code, "x").1.to_string();
     let (status, content_type, body) = match fault {
@@ -274,7 +284,7 @@ async fn send(stream: &mut TcpStream, fault: Option<Fault>, status: u16, answer:
             return false;
         }
         Some(fault @ (Fault::ResetMiddle | Fault::Truncate | Fault::Drip)) => {
-            let (head, body) = (head(status, AWS_JSON, whole.len()), whole.as_bytes());
+            let (head, body) = (head(status, date, AWS_JSON, whole.len()), whole.as_bytes());
             let _ = stream.write_all(&[head.as_bytes(), &body[..body.len() / 2]].concat()).await;
             if fault == Fault::ResetMiddle {
                 stream.set_zero_linger().unwrap();
@@ -295,13 +305,20 @@ async fn send(stream: &mut TcpStream, fault: Option<Fault>, status: u16, answer:
         Some(Fault::Garble) => (200, AWS_JSON, whole[..whole.len() / 2].to_owned()),
         Some(Fault::WrongSecret) => (200, AWS_JSON, about_another(answer.clone()).to_string()),
     };
-    let head = head(status, content_type, body.len());
+    let head = head(status, date, content_type, body.len());
     stream.write_all(&[head.as_bytes(), body.as_bytes()].concat()).await.is_ok()
 }
 
-fn head(status: u16, content_type: &str, length: usize) -> String {
+/// What time it is by a clock that is behind.
+fn date(behind: i64) -> String {
+    #[expect(clippy::disallowed_methods, reason = "as AWS says it")]
+    let now = DateTime::from(SystemTime::now());
+    DateTime::from_secs(now.secs() - behind).fmt(Format::HttpDate).unwrap()
+}
+
+fn head(status: u16, date: &str, content_type: &str, length: usize) -> String {
     format!(
-        "HTTP/1.1 {status} X\r\nContent-Type: {content_type}\r\nContent-Length: {length}\r\n\
+        "HTTP/1.1 {status} X\r\nDate: {date}\r\nContent-Type: {content_type}\r\nContent-Length: {length}\r\n\
          x-amzn-RequestId: 00000000-0000-4000-8000-000000000000\r\n\r\n"
     )
 }

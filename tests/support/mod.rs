@@ -14,6 +14,7 @@ pub mod faults;
 pub mod leaks;
 pub mod memory;
 pub mod moto;
+pub mod prometheus;
 pub mod proxy;
 pub mod python;
 pub mod tls;

@@ -2,6 +2,7 @@
 
 mod budgets;
 mod calls;
+mod handover;
 mod reads;
 mod watching;
 

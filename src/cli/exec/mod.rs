@@ -23,12 +23,34 @@ use super::{Exit, complain, small_runtime, unreadable};
 use crate::config::Environment;
 use crate::hardening;
 
+const HELP: &str = "\
+Examples:
+  smcached exec --env DB_PASSWORD=team-a/db#password -- ./server --port 8080
+  smcached exec --env-file secrets.env --on-change restart -- ./server
+  smcached exec --env TOKEN=team-a/token --on-change signal=HUP -- ./server
+  smcached exec --flyte team-a/db -- python task.py
+
+Exit codes:
+  those of the command, or 128 + n if it died of signal n
+  126  the command cannot be run
+  127  it was not found
+and before it runs:
+  1  anything else
+  2  wrong usage or a malformed name
+  3  no such secret or field
+  4  not allowed
+  5  the daemon or AWS cannot be reached or is busy: try again later
+
+Environment:
+  SMCACHED_ADDRESS     the daemon, where --socket is not given: unix:/path or http://host:port
+  SMCACHED_TOKEN       the token for the latter
+  SMCACHED_TOKEN_FILE  a file with that token";
+
 /// Run a command with secrets in its environment.
 ///
-/// Nothing runs unless every secret can be had. Exit codes: those of the command, 128 + n if it died of signal n;
-/// 126 it cannot be run; 127 it was not found; and before it runs: 2 wrong usage or a malformed name; 3 no such
-/// secret or field; 4 not allowed; 5 the daemon or AWS cannot be reached or is busy: try again later; 1 anything else.
+/// Nothing runs unless every secret can be had.
 #[derive(Debug, Args)]
+#[command(after_long_help = HELP)]
 pub(super) struct ExecArgs {
     #[command(flatten)]
     secrets: Secrets,

@@ -25,13 +25,34 @@ use crate::config::Environment;
 use crate::hardening;
 use crate::units::{DURATION, parse_duration};
 
+const HELP: &str = "\
+Examples:
+  SECRET_ARN=arn:aws:secretsmanager:us-west-2:123456789012:secret:db-AbCdEf SECRET_FILENAME=db \\
+    smcached init --dir /run/secrets
+
+Exit codes:
+  0  the file is in place
+  1  anything else, such as a directory that cannot be written
+  2  wrong usage
+  3  no such secret, or it is deleted
+  4  not allowed
+  5  AWS or the daemon cannot be reached or fails
+  6  throttled
+
+Environment:
+  SECRET_ARN           the secret
+  SECRET_FILENAME      the file
+  SMCACHED_ADDRESS     the daemon: unix:/path or http://host:port
+  SMCACHED_TOKEN       the token for the latter
+  SMCACHED_TOKEN_FILE  a file with that token
+  AWS_*                as in the AWS SDKs, where AWS is asked";
+
 /// Write one secret to a file, as the init container of Flyte's pod webhook does.
 ///
 /// `SECRET_ARN` names the secret, `SECRET_FILENAME` the file. It comes from the daemon at `$SMCACHED_ADDRESS`, else from
-/// one at 127.0.0.1:2773, else from AWS. Exit codes: 0 the file is in place; 2 wrong usage; 3 no such secret, or it is
-/// deleted; 4 not allowed; 5 AWS or the daemon cannot be reached or fails; 6 throttled; 1 anything else, such as a
-/// directory that cannot be written.
+/// one at 127.0.0.1:2773, else from AWS.
 #[derive(Debug, Args)]
+#[command(after_long_help = HELP)]
 pub(super) struct InitArgs {
     /// Where the file is put
     #[arg(long, value_name = "DIR", default_value = "/tmp")]

@@ -24,6 +24,7 @@ use tokio::time::{Instant, timeout};
 
 use super::AwsOptions;
 use super::classify::no_identity;
+use super::clock::Clock;
 use super::credentials::{Files, Keeping, RENEWED_BEFORE};
 use crate::secret::SecretKey;
 use crate::source::SourceError;
@@ -47,6 +48,7 @@ pub(super) struct Clients {
     /// In place of the SDK's own chain; for tests.
     credentials: Option<SharedCredentialsProvider>,
     credential_files: Files,
+    clock: Clock,
     places: StdMutex<HashMap<Place, Arc<Mutex<Made>>>>,
 }
 
@@ -74,7 +76,8 @@ impl Clients {
     pub(super) fn new(options: AwsOptions) -> Self {
         let http = trust(options.ca_bundle.clone()).map(http_client);
         let credential_files = Files::new(&options.credential_files);
-        Self { options, http, credentials: None, credential_files, places: StdMutex::default() }
+        let (clock, places) = (Clock::default(), StdMutex::default());
+        Self { options, http, credentials: None, credential_files, clock, places }
     }
 
     /// With parts that a test brings.
@@ -128,6 +131,11 @@ impl Clients {
         }
     }
 
+    /// By how many seconds this host's clock was ahead of AWS's when it last answered.
+    pub(super) fn clock_ahead(&self) -> Option<i64> {
+        self.clock.ahead()
+    }
+
     /// The daemon's own region and role.
     pub(super) fn default_place(&self) -> Place {
         (self.options.region.clone(), self.options.role_arn.clone())
@@ -153,6 +161,7 @@ impl Clients {
         tracing::info!(region = %region, role = role.as_deref(), "using Secrets Manager");
         // One attempt a call: the cache counts, spaces and repeats them, and knows who waits.
         let mut config = Builder::from(&base).retry_config(RetryConfig::disabled());
+        config = config.interceptor(self.clock.clone());
         if let Some(role) = role {
             let mut sts = base.to_builder();
             if let Some(url) = &self.options.sts_endpoint_url {

@@ -3,11 +3,12 @@
 //! One call, `GetSecretValue`, is all that is needed: it is all that the usual policy grants. `batch` asks for
 //! several secrets in one call, `list` for the names of those with a tag and `describe` for all but the value, where that is granted too; `credentials`
 //! outlive a failure to renew them; `clients` makes and renews an SDK client per region
-//! and role; `classify` says what an error means. Every call is one attempt: retries are the cache's.
+//! and role; `classify` says what an error means, `clock` what time it is at AWS. Every call is one attempt: retries are the cache's.
 
 mod batch;
 mod classify;
 mod clients;
+mod clock;
 mod credentials;
 mod describe;
 mod list;
@@ -67,6 +68,11 @@ impl AwsSource {
     /// Does nothing yet: clients are made on first use.
     pub fn new(options: AwsOptions) -> Self {
         Self { clients: Clients::new(options) }
+    }
+
+    /// By how many seconds this host's clock was ahead of AWS's when it last answered; `None` before that.
+    pub fn clock_ahead(&self) -> Option<i64> {
+        self.clients.clock_ahead()
     }
 
     async fn get_secret_value(&self, key: &SecretKey) -> Result<SecretVersion, SourceError> {

@@ -1,0 +1,212 @@
+//! From the process before to this one, and from this one to the next: whose sockets are served, and from when on.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+
+use tokio::sync::watch;
+
+use crate::cache::Cache;
+use crate::config::{Config, Environment, SourceConfig};
+use crate::hardening;
+use crate::lifecycle::BlockReady;
+use crate::net::{Address, BindError, Listener, Ownership, Passed, PassedOn, PassedSockets};
+use crate::takeover::{Estate, Inheritance, Terms};
+
+/// What comes from the process before, and goes to the next.
+#[derive(Debug)]
+pub(super) struct Succession {
+    /// Where processes meet; `None` where none takes over from another.
+    at: Option<PathBuf>,
+    terms: Terms,
+    /// What the service manager has opened. That is served, whatever the process before has: and is not passed on, as the
+    /// service manager does that.
+    sockets: PassedSockets,
+    inheritance: Option<Inheritance>,
+    /// Labels of the listeners that the process before has left.
+    taken: Vec<String>,
+    /// Of all that are open, for the next.
+    to_pass: Vec<(Passed, PassedOn)>,
+    /// Where the next one comes.
+    meeting: Option<Listener>,
+    /// Opens the listeners of the process before: it serves them until this one is ready.
+    opening: watch::Sender<bool>,
+}
+
+impl Succession {
+    /// Asks the process before for what it has.
+    pub(super) async fn begin(
+        config: &Config,
+        environment: &Environment,
+        region: Option<&str>,
+        sockets: PassedSockets,
+    ) -> Self {
+        let terms = Terms { uid: hardening::own_uid(), source: source(config, environment, region) };
+        let at = config.process.takeover.clone();
+        let inheritance = match &at {
+            Some(path) => Inheritance::claim(path, &terms).await,
+            None => None,
+        };
+        Self {
+            at,
+            terms,
+            sockets,
+            inheritance,
+            taken: Vec::new(),
+            to_pass: Vec::new(),
+            meeting: None,
+            opening: watch::Sender::new(false),
+        }
+    }
+
+    /// Whether there is a process to take over from.
+    pub(super) fn is_heir(&self) -> bool {
+        self.inheritance.is_some()
+    }
+
+    /// Holds what the process before held.
+    pub(super) fn fill(&mut self, cache: &Cache) {
+        if let Some(inheritance) = &mut self.inheritance {
+            inheritance.entries(|entry| cache.take(entry));
+        }
+    }
+
+    /// The listener on a TCP address: of the service manager, of the process before, or a new one.
+    pub(super) async fn tcp(&mut self, addr: SocketAddr) -> Result<Listener, BindError> {
+        let address = Address::Tcp(addr);
+        if let Some(socket) = self.sockets.take(&address) {
+            return Listener::passed(socket, address);
+        }
+        let passed = self.passed(&address, |passed| Listener::passed_tcp(addr, passed));
+        match passed {
+            Some(listener) => Ok(listener),
+            None => Listener::tcp(addr).await.and_then(|listener| self.note(listener)),
+        }
+    }
+
+    /// The same on a Unix socket.
+    pub(super) fn unix(
+        &mut self,
+        path: &Path,
+        ownership: Ownership,
+        directory_mode: Option<u32>,
+    ) -> Result<Listener, BindError> {
+        let address = Address::Unix(path.to_owned());
+        if let Some(socket) = self.sockets.take(&address) {
+            return Listener::passed(socket, address);
+        }
+        let take = |passed| Listener::passed_unix(path, Some(ownership), passed);
+        match self.passed(&address, take) {
+            Some(listener) => Ok(listener),
+            None => Listener::unix(path, ownership, directory_mode).and_then(|listener| self.note(listener)),
+        }
+    }
+
+    /// Opens the place where the next process comes. Where that is taken by another process, there is none.
+    pub(super) fn meet(&mut self) -> Result<(), BindError> {
+        let Some(path) = self.at.clone() else { return Ok(()) };
+        let address = Address::Unix(path.clone());
+        let passed = self.passed(&address, |passed| Listener::passed_unix(&path, None, passed));
+        // Its own handle is made when it is needed.
+        self.to_pass.retain(|(passed, _)| passed.label != address.to_string());
+        self.meeting = match passed.map_or_else(|| Listener::private(&path), Ok) {
+            Ok(listener) => Some(listener),
+            Err(BindError::InUse { .. }) => {
+                tracing::warn!(
+                    "process.takeover is in use by another process; nothing can take over from this one"
+                );
+                None
+            }
+            Err(error) => return Err(error),
+        };
+        Ok(())
+    }
+
+    /// A listener of the process before, if it has one there that this one can go on with.
+    fn passed(
+        &mut self,
+        address: &Address,
+        take: impl FnOnce(Passed) -> Result<Listener, BindError>,
+    ) -> Option<Listener> {
+        let label = address.to_string();
+        let passed = self.inheritance.as_mut()?.listener(&label)?;
+        match take(passed).and_then(|listener| self.note(listener)) {
+            Ok(listener) => {
+                // Until this process takes charge: should it end before, the address is not its own to remove.
+                listener.passed_on().set(true);
+                self.taken.push(label);
+                Some(listener)
+            }
+            Err(error) => {
+                tracing::warn!(listener = label, %error, "this listener of the old process cannot be taken over");
+                None
+            }
+        }
+    }
+
+    /// Keeps another handle of a listener, if a next process may want it.
+    fn note(&mut self, listener: Listener) -> Result<Listener, BindError> {
+        if self.at.is_some() {
+            let passing = listener.to_pass().map_err(|error| BindError::NotPassed { error })?;
+            self.to_pass.push(passing);
+        }
+        Ok(listener)
+    }
+
+    /// True once a listener is to be served from: at once, or, where the process before does so, once this one is ready.
+    pub(super) fn opened(&self, listener: &Listener) -> watch::Receiver<bool> {
+        if self.taken.iter().any(|label| label == listener.label()) {
+            self.opening.subscribe()
+        } else {
+            watch::channel(true).1
+        }
+    }
+
+    /// Takes charge once nothing else keeps this process from being ready; then waits until the next one has done the
+    /// same, for ever if there is none.
+    pub(super) async fn run(self, cache: Cache, block: Option<BlockReady>) -> Result<(), BindError> {
+        if let Some(inheritance) = self.inheritance {
+            if let Some(block) = &block {
+                block.is_last().await;
+            }
+            let meeting = self.meeting.as_ref().map(Listener::passed_on);
+            for passed_on in self.to_pass.iter().map(|(_, passed_on)| passed_on).chain(&meeting) {
+                passed_on.set(false);
+            }
+            self.opening.send_replace(true);
+            inheritance.take_charge(self.taken).await;
+        }
+        drop(block);
+        match self.meeting {
+            Some(meeting) => {
+                let estate = Estate::new(meeting, self.terms, self.to_pass, cache);
+                estate.map_err(|error| BindError::NotPassed { error })?.pass_on().await;
+                Ok(())
+            }
+            None => std::future::pending().await,
+        }
+    }
+}
+
+/// What decides which secrets there are, and under which names. The secrets of a file are at hand, and may have changed.
+fn source(
+    config: &Config,
+    environment: &Environment,
+    region: Option<&str>,
+) -> Option<BTreeMap<String, String>> {
+    if config.source != SourceConfig::Aws {
+        return None;
+    }
+    let aws = &config.aws;
+    let endpoint_url = aws.endpoint_url.as_deref().or(environment.endpoint_url());
+    let configured = [
+        ("region", region),
+        ("endpoint_url", endpoint_url),
+        ("sts_endpoint_url", aws.sts_endpoint_url.as_deref()),
+        ("profile", aws.profile.as_deref()),
+        ("role_arn", aws.role_arn.as_deref()),
+    ];
+    let configured = configured.into_iter().filter_map(|(key, value)| Some((key, value?)));
+    let all = configured.chain(environment.aws_identity());
+    Some(all.map(|(key, value)| (key.to_owned(), value.to_owned())).collect())
+}

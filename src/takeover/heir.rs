@@ -1,0 +1,136 @@
+//! The new process's side: it asks for what the old one has, and says when it is in charge.
+
+use std::io::{self, ErrorKind};
+use std::path::Path;
+
+use tokio::net::UnixStream;
+use tokio::time::{Instant, timeout};
+
+use super::channel::Channel;
+use super::entries::{self, Entries};
+use super::{Claim, Holdings, Listener, PATIENCE, PROTOCOL, Reply, Taken, Terms, memory, network};
+use crate::cache::Entry;
+use crate::net::{Passed, PassedFile};
+
+/// What an old process has left to this one.
+#[derive(Debug)]
+pub struct Inheritance {
+    channel: Channel,
+    listeners: Vec<Passed>,
+    entries: Option<Entries>,
+    /// What is held was at least as young as it says at this moment.
+    asked_at: Instant,
+}
+
+impl Inheritance {
+    /// Asks the process that waits at a private socket, if there is one. Why it gives nothing is said.
+    pub async fn claim(path: &Path, terms: &Terms) -> Option<Self> {
+        let stream = match UnixStream::connect(path).await {
+            Ok(stream) => stream,
+            Err(error) if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::ConnectionRefused) => {
+                tracing::info!("there is no process to take over from; starting cold");
+                return None;
+            }
+            Err(error) => {
+                tracing::warn!(%error, "the process at process.takeover cannot be reached; starting cold");
+                return None;
+            }
+        };
+        let channel = Channel::new(stream);
+        match channel.peer() {
+            Ok(uid) if uid == terms.uid => {}
+            peer => {
+                tracing::warn!(uid = peer.ok(), "process.takeover is another user's; starting cold");
+                return None;
+            }
+        }
+        let claimed = timeout(PATIENCE, Self::claim_from(channel, terms)).await;
+        let claimed = claimed.unwrap_or_else(|_| Err(ErrorKind::TimedOut.into()));
+        claimed
+            .inspect_err(
+                |error| tracing::warn!(%error, "the old process cannot be taken over; starting cold"),
+            )
+            .ok()
+    }
+
+    async fn claim_from(mut channel: Channel, terms: &Terms) -> io::Result<Self> {
+        let asked_at = Instant::now();
+        let claim = Claim {
+            protocol: PROTOCOL,
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            format: entries::FORMAT,
+            source: terms.source.clone(),
+            network: network(),
+        };
+        channel.send(&claim, &[]).await?;
+        let (count, version, withheld) = match channel.receive::<Reply>().await?.0 {
+            Reply::Refused { reason } => return Err(io::Error::other(reason)),
+            Reply::Granted { listeners, version, withheld } => (listeners, version, withheld),
+        };
+        let mut listeners = Vec::new();
+        for _ in 0..count {
+            let (Listener { label, file }, descriptors) = channel.receive().await?;
+            let mut descriptors = descriptors.into_iter();
+            let mut next = || descriptors.next().ok_or(ErrorKind::InvalidData);
+            let socket = next()?;
+            let file = match file {
+                Some(identity) => Some(PassedFile { identity, lock: next()? }),
+                None => None,
+            };
+            listeners.push(Passed { label, socket, file });
+        }
+        let entries = match withheld {
+            Some(reason) => {
+                tracing::warn!(
+                    version,
+                    reason,
+                    "what the old process holds is not taken over; starting cold"
+                );
+                None
+            }
+            None => {
+                let (Holdings {}, descriptors) = channel.receive().await?;
+                let memory = memory::received(descriptors.into_iter().next().ok_or(ErrorKind::InvalidData)?)?;
+                let length = memory.metadata()?.len();
+                Some(Entries::read(memory, length)?)
+            }
+        };
+        tracing::info!(version, listeners = count, "taking over from the old process");
+        Ok(Self { channel, listeners, entries, asked_at })
+    }
+
+    /// A listener of the old process; once.
+    pub fn listener(&mut self, label: &str) -> Option<Passed> {
+        let at = self.listeners.iter().position(|passed| passed.label == label)?;
+        Some(self.listeners.swap_remove(at))
+    }
+
+    /// Gives all that was held to `take`, which says whether it is of use; the memory that it came in is freed then.
+    pub fn entries(&mut self, mut take: impl FnMut(Entry) -> bool) {
+        let Some(entries) = self.entries.take() else { return };
+        let (mut taken, mut left_out) = (0, 0);
+        for entry in entries {
+            match entry {
+                Ok(mut entry) => {
+                    let on_the_way = self.asked_at.elapsed();
+                    entry.age += on_the_way;
+                    entry.idle += on_the_way;
+                    if take(entry) { taken += 1 } else { left_out += 1 }
+                }
+                Err(error) => tracing::error!(%error, "what the old process holds cannot be read to its end"),
+            }
+        }
+        tracing::info!(taken, left_out, "what the old process held is held here");
+    }
+
+    /// Tells the old process that this one serves, by these listeners. What it has left over is closed.
+    pub async fn take_charge(mut self, listeners: Vec<String>) {
+        self.listeners.clear();
+        match self.channel.send(&Taken { listeners }, &[]).await {
+            Ok(()) => tracing::info!("this process has taken over"),
+            Err(error) => {
+                tracing::warn!(%error, "the old process has ended before it was taken over; going on without it");
+            }
+        }
+    }
+}
