@@ -42,7 +42,7 @@ Exit codes:
 
 Environment:
   SMCACHED_CONFIG       the configuration file of the daemon, and of the commands that read it
-  SMCACHED_ADDRESS      where `get`, `exec` and `init` find the daemon: unix:/path or http://host:port
+  SMCACHED_ADDRESS      where `get`, `exec` and `init` find it: unix:/path or http://host:port
   SMCACHED_TOKEN        the token that they present over TCP
   SMCACHED_TOKEN_FILE   a file with that token
   SMCACHED_OPS_ADDRESS  where `status` finds the ops listener: host:port
@@ -73,11 +73,8 @@ enum Command {
     Check(check::CheckArgs),
     Status(status::StatusArgs),
     Doctor(doctor::DoctorArgs),
-    /// Print one secret, exactly as it is.
     Get(get::GetArgs),
-    /// Run a command with secrets in its environment.
     Exec(exec::ExecArgs),
-    /// Write one secret to a file, as the init container of Flyte's pod webhook does.
     Init(init::InitArgs),
     /// Ask the daemon of this configuration whether it is ready, for container health checks.
     #[command(after_long_help = healthcheck::HELP)]

@@ -1,4 +1,4 @@
-//! How a report looks to whoever reads it: wrapped to the width of a terminal, and with colours where they can be seen.
+//! How a report looks to whoever reads it: wrapped to the width of a terminal, with colours where they can be seen.
 
 use std::io::{self, IsTerminal, Write};
 

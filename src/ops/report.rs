@@ -201,12 +201,13 @@ pub(super) mod tests {
         let mut status = json!({
             "version": "1.2.3", "uptime_seconds": 4000, "ready": true, "not_ready_because": [],
             "upstream": {
-                "source": "aws", "state": "answering", "consecutive_failures": 0, "last_answer_seconds_ago": 3,
-                "last_error": null, "rate_limit": 50.0,
+                "source": "aws", "state": "answering", "consecutive_failures": 0,
+                "last_answer_seconds_ago": 3, "last_error": null, "rate_limit": 50.0,
                 "places": [{ "region": null, "role_arn": null, "breaker": "closed", "batches": true }],
             },
             "cache": {
-                "entries": 3, "stale_entries": 0, "bytes": 1024, "max_bytes": 4096, "oldest_entry_age_seconds": 0,
+                "entries": 3, "stale_entries": 0, "bytes": 1024, "max_bytes": 4096,
+                "oldest_entry_age_seconds": 0,
             },
             "groups": { "default": { "entries": 3, "stale_entries": 0, "oldest_entry_age_seconds": 0 } },
         });

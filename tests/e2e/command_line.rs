@@ -117,9 +117,8 @@ fn shells_understand_their_completions() {
     }
     if is_here("bash") {
         let script = run(&["completions", "bash"]);
-        let program = format!(
-            "{script}\nCOMP_WORDS=(smcached st); COMP_CWORD=1; _smcached smcached st smcached; echo \"${{COMPREPLY[@]}}\""
-        );
+        let typed = "COMP_WORDS=(smcached st); COMP_CWORD=1; _smcached smcached st smcached";
+        let program = format!("{script}\n{typed}; echo \"${{COMPREPLY[@]}}\"");
         let output = Command::new("bash").args(["--norc", "-c", &program]).output().unwrap();
         assert_eq!(String::from_utf8(output.stdout).unwrap().trim(), "status");
     }

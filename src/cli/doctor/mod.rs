@@ -21,9 +21,9 @@ Examples:
   kubectl exec POD -- smcached doctor
   smcached doctor --output json | jq -r '.findings[] | select(.level == \"problem\") | .mend'
 
-Run it as the daemon's user and in the daemon's environment: credentials, proxies and rights are those of whoever
-runs it. It asks AWS for each preloaded secret and keeps no value. Where nothing is preloaded it asks for
-smcached-doctor/no-such-secret, to see whether AWS accepts the credentials.
+Run it as the daemon's user and in the daemon's environment: credentials, proxies and rights are those of \
+whoever runs it. It asks AWS for each preloaded secret and keeps no value. Where nothing is preloaded it asks \
+for smcached-doctor/no-such-secret, to see whether AWS accepts the credentials.
 
 Exit codes:
   0  all is well; notes are no problems

@@ -172,8 +172,8 @@ fn limits(config: &Config, pid: Option<u32>, findings: &mut Findings) {
     } else if has_no_swap() {
         findings.ok(CHECK, "memory is not locked, and there is no swap where secrets could go");
     } else {
-        let mend = "set LimitMEMLOCK=infinity (systemd), --ulimit memlock=-1 or the capability IPC_LOCK (containers), \
-                    or have no swap";
+        let mend = "set LimitMEMLOCK=infinity (systemd), --ulimit memlock=-1 or the capability IPC_LOCK \
+                    (containers), or have no swap";
         findings.problem(CHECK, format!("{whose} cannot lock its memory: secrets may be swapped out"), mend);
     }
 }

@@ -153,7 +153,8 @@ async fn batches(source: &AwsSource, keys: &[SecretKey], place: &str, findings: 
         Err(BatchError::Unsupported) => findings.note(
             PERMISSIONS,
             format!("BatchGetSecretValue is denied or not known in {place}"),
-            "grant secretsmanager:BatchGetSecretValue to make up to 20 times fewer calls, or set refresh.batch = \"off\"",
+            "grant secretsmanager:BatchGetSecretValue to make up to 20 times fewer calls, or set refresh.batch \
+             to \"off\"",
         ),
         Err(BatchError::Failed(error)) => {
             findings.problem(PERMISSIONS, format!("BatchGetSecretValue in {place}: {error}"), mend_of(&error));
@@ -229,13 +230,13 @@ fn mend_of(error: &SourceError) -> &'static str {
         SourceError::InvalidRequest { .. } => "correct its name in cache.preload",
         SourceError::DecryptionFailure => "enable the KMS key, and grant kms:Decrypt on it",
         SourceError::NoIdentity { .. } => {
-            "give the daemon an identity or region as said; if it has one, run this in the daemon's own environment"
+            "give the daemon an identity or region as said; if it has one, run this in its own environment"
         }
         SourceError::IdentityRejected { .. } => "renew the credentials; see what is said of the clock",
         SourceError::Throttled { .. } => "lower refresh.rate, raise cache.ttl, or ask AWS for a higher quota",
         SourceError::Upstream { .. } => "wait; AWS's health dashboard may say more",
         SourceError::Unreachable { .. } | SourceError::Timeout => {
-            "check the network to aws.endpoint_url or AWS: routes, security groups, the VPC endpoint, proxies, DNS"
+            "check the network to AWS or aws.endpoint_url: routes, security groups, VPC endpoint, proxies, DNS"
         }
         SourceError::Unusable { .. } => {
             "check what is at aws.endpoint_url: a proxy may answer in the place of AWS"

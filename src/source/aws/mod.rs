@@ -1,9 +1,10 @@
 //! AWS Secrets Manager. The only module that knows the AWS SDK.
 //!
 //! One call, `GetSecretValue`, is all that is needed: it is all that the usual policy grants. `batch` asks for
-//! several secrets in one call, `list` for the names of those with a tag and `describe` for all but the value, where that is granted too; `credentials`
-//! outlive a failure to renew them; `clients` makes and renews an SDK client per region
-//! and role; `classify` says what an error means, `clock` what time it is at AWS. Every call is one attempt: retries are the cache's.
+//! several secrets in one call, `list` for the names of those with a tag and `describe` for all but the value, where
+//! that is granted too; `credentials` outlive a failure to renew them; `clients` makes and renews an SDK client per
+//! region and role; `classify` says what an error means, `clock` what time it is at AWS. Every call is one attempt:
+//! retries are the cache's.
 
 mod batch;
 mod classify;
