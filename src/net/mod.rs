@@ -2,6 +2,7 @@
 //!
 //! Used by `server` and `ops`, which bring a [`Service`]; knows nothing of secrets.
 
+mod accept;
 mod client;
 mod connection;
 mod descriptors;
@@ -13,6 +14,7 @@ mod patience;
 mod room;
 mod unix;
 
+pub use accept::wish_for;
 pub use client::{ClientError, Endpoint, PATIENCE, fetch};
 #[cfg(any(test, fuzzing))]
 pub(crate) use connection::http1;

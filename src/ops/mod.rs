@@ -1,7 +1,6 @@
 //! The ops listener: metrics, health and status. It imports nothing that serves secrets, and sees the
 //! cache through a view that has no values.
 
-mod accept;
 mod html;
 mod report;
 mod status;
@@ -15,8 +14,8 @@ use bytes::Bytes;
 use http_body_util::Full;
 use hyper::body::Incoming;
 use hyper::header::{
-    ACCEPT, ALLOW, CACHE_CONTROL, CONTENT_SECURITY_POLICY, CONTENT_TYPE, HeaderMap, HeaderValue,
-    REFERRER_POLICY, X_CONTENT_TYPE_OPTIONS,
+    ALLOW, CACHE_CONTROL, CONTENT_SECURITY_POLICY, CONTENT_TYPE, HeaderMap, HeaderValue, REFERRER_POLICY,
+    X_CONTENT_TYPE_OPTIONS,
 };
 use hyper::{Method, Request, Response, StatusCode};
 use tokio::time::Instant;
@@ -24,7 +23,7 @@ use tokio::time::Instant;
 use crate::cache::CacheView;
 use crate::lifecycle::Readiness;
 use crate::metrics::{Metrics, RouteMetrics};
-use crate::net::{Activity, Body, Peer, Service};
+use crate::net::{Activity, Body, Peer, Service, wish_for};
 
 /// The text format of Prometheus
 /// (<https://prometheus.io/docs/instrumenting/exposition_formats/#text-based-format>).
@@ -109,9 +108,7 @@ impl OpsService {
     fn status(&self, headers: &HeaderMap) -> Response<Body> {
         let uptime = self.started.elapsed();
         let status = Status::of(&self.cache, &self.readiness, &self.metrics.http, uptime);
-        let accepted: Vec<&str> =
-            headers.get_all(ACCEPT).iter().filter_map(|value| value.to_str().ok()).collect();
-        if !accept::prefers_html(&accepted) {
+        if !prefers_html(headers) {
             return response(StatusCode::OK, JSON, status.to_json());
         }
         let mut page = response(StatusCode::OK, HTML, html::page(&Report::of(&status)));
@@ -121,6 +118,11 @@ impl OpsService {
         headers.insert(REFERRER_POLICY, HeaderValue::from_static("no-referrer"));
         page
     }
+}
+
+/// Whether HTML is wanted more than JSON, as by browsers.
+fn prefers_html(headers: &HeaderMap) -> bool {
+    wish_for("text/html", headers) > wish_for("application/json", headers)
 }
 
 impl Service for OpsService {
@@ -148,4 +150,30 @@ fn response(status: StatusCode, content_type: &'static str, body: impl Into<Byte
     headers.insert(CONTENT_TYPE, HeaderValue::from_static(content_type));
     headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
     response
+}
+
+#[cfg(test)]
+mod tests {
+    use hyper::header::ACCEPT;
+
+    use super::*;
+
+    #[test]
+    fn browsers_get_html_and_all_others_json() {
+        let prefers_html = |values: &[&str]| {
+            let values = values.iter().map(|value| (ACCEPT, HeaderValue::from_str(value).unwrap()));
+            prefers_html(&values.collect())
+        };
+        let browser = "text/html,application/xhtml+xml,application/xml;q=0.9,image/avif,*/*;q=0.8";
+        for html in [browser, "text/html", "TEXT/HTML; Q=0.1", "application/json;q=0.5, text/html"] {
+            assert!(prefers_html(&[html]), "{html}");
+        }
+        let json =
+            ["", "*/*", "text/*", "application/json", "application/json, text/html;q=0.9", "text/html;q=0"];
+        for json in json.into_iter().chain(["text/html, application/json", "text/html;q=x", "text/htmlx"]) {
+            assert!(!prefers_html(&[json]), "{json}");
+        }
+        assert!(prefers_html(&["*/*;q=0.1", "text/html"]), "of several fields");
+        assert!(!prefers_html(&[]));
+    }
 }

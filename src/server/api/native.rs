@@ -16,7 +16,7 @@ use super::cache_status::note_source;
 use super::metadata::{DateForm, Metadata};
 use super::query::{self, QueryError};
 use crate::cache::{Answer, Demand, Held};
-use crate::net::Body;
+use crate::net::{Body, wish_for};
 use crate::secret::{Field, SecretPath, SecretVersion, VersionSelector};
 use crate::server::Resolving;
 use crate::server::guards::presented_token;
@@ -241,22 +241,9 @@ fn body(
 
 /// Whether `Accept` names JSON, and prefers nothing that the plain form would be.
 fn wants_json(asked: &HeaderMap) -> bool {
-    let mut json = 0.0_f32;
-    let mut plain = 0.0_f32;
-    for value in asked.get_all(ACCEPT) {
-        for range in value.to_str().unwrap_or_default().split(',') {
-            let mut parts = range.split(';').map(str::trim);
-            let weighed = match parts.next().unwrap_or_default() {
-                name if name.eq_ignore_ascii_case("application/json") => &mut json,
-                name if name.eq_ignore_ascii_case("text/plain") => &mut plain,
-                name if name.eq_ignore_ascii_case("application/octet-stream") => &mut plain,
-                _ => continue,
-            };
-            let weight = parts.find_map(|part| part.strip_prefix("q=").or_else(|| part.strip_prefix("Q=")));
-            *weighed = weighed.max(weight.map_or(1.0, |weight| weight.parse().unwrap_or(0.0)));
-        }
-    }
-    json > 0.0 && json >= plain
+    let json = wish_for("application/json", asked);
+    json > 0.0
+        && ["text/plain", "application/octet-stream"].iter().all(|plain| json >= wish_for(plain, asked))
 }
 
 #[cfg(test)]
