@@ -72,9 +72,6 @@ const MAX_HEAD: usize = 16 << 10;
 /// (with `Connection: close`) instead of reset.
 pub const LINGER: Duration = Duration::from_millis(500);
 
-/// How long to wait when the system has no descriptors left, before accepting again.
-const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
-
 /// Accepts connections and serves them until the drain starts; returns when no more are accepted.
 /// Connections under way hold the drain up until they end.
 pub async fn serve<S: Service>(
@@ -85,22 +82,17 @@ pub async fn serve<S: Service>(
     metrics: ConnectionMetrics,
 ) {
     let room = Room::new(limits.max_connections, limits.max_per_user, metrics);
-    let spawn = |stream: Stream, peer: Peer, place: Place, drain: &DrainWatcher| {
-        tokio::spawn(connection(stream, peer, Arc::clone(&service), limits, drain.clone(), place));
+    let seat = |stream: Stream, peer: Peer, place: Option<Place>, drain: &DrainWatcher| match place {
+        Some(place) => {
+            tokio::spawn(connection(stream, peer, Arc::clone(&service), limits, drain.clone(), place));
+        }
+        None => stream.turn_away(),
     };
     loop {
-        let accepted = tokio::select! {
+        let (stream, peer) = tokio::select! {
             biased;
             () = drain.started() => break,
             accepted = listener.accept() => accepted,
-        };
-        let (stream, peer) = match accepted {
-            Ok(accepted) => accepted,
-            Err(error) => {
-                tracing::warn!(listener = listener.label(), %error, "a connection could not be accepted");
-                sleep(ACCEPT_PAUSE).await;
-                continue;
-            }
         };
         // One that cannot be served yet waits here, all others in the kernel's queue.
         let place = tokio::select! {
@@ -108,16 +100,10 @@ pub async fn serve<S: Service>(
             place = room.place_for(peer) => place,
             () = drain.started() => room.place_at_once(peer),
         };
-        match place {
-            Some(place) => spawn(stream, peer, place, &drain),
-            None => stream.turn_away(),
-        }
+        seat(stream, peer, place, &drain);
     }
     for (stream, peer) in listener.close() {
-        match room.place_at_once(peer) {
-            Some(place) => spawn(stream, peer, place, &drain),
-            None => stream.turn_away(),
-        }
+        seat(stream, peer, room.place_at_once(peer), &drain);
     }
 }
 

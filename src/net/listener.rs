@@ -7,10 +7,12 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::pin::Pin;
 use std::task::{Context, Poll};
+use std::time::Duration;
 
 use thiserror::Error;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
+use tokio::time::sleep;
 
 use super::unix::UnixSocket;
 use super::{Address, Ownership, Passed, PassedOn, Peer, passed};
@@ -78,6 +80,9 @@ pub enum BindError {
         path: PathBuf,
     },
 }
+
+/// How long to wait when the system has no descriptors left, before accepting again.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 
 /// For the user of this process alone.
 const PRIVATE: Ownership = Ownership { mode: 0o600, uid: None, gid: None };
@@ -208,7 +213,20 @@ impl Listener {
         }
     }
 
-    pub(super) async fn accept(&self) -> io::Result<(Stream, Peer)> {
+    /// Waits for somebody to connect. Where that cannot be accepted, the log says why.
+    pub(super) async fn accept(&self) -> (Stream, Peer) {
+        loop {
+            match self.try_accept().await {
+                Ok(accepted) => return accepted,
+                Err(error) => {
+                    tracing::warn!(listener = self.label, %error, "a connection could not be accepted");
+                    sleep(ACCEPT_PAUSE).await;
+                }
+            }
+        }
+    }
+
+    async fn try_accept(&self) -> io::Result<(Stream, Peer)> {
         match &self.kind {
             Kind::Tcp(listener) => {
                 let (stream, addr) = listener.accept().await?;
@@ -221,11 +239,12 @@ impl Listener {
         }
     }
 
-    /// Waits for somebody to connect to a Unix socket, and says who it is.
-    pub async fn accept_unix(&self) -> io::Result<(UnixStream, Peer)> {
-        match self.accept().await? {
-            (Stream::Unix(stream), peer) => Ok((stream, peer)),
-            (Stream::Tcp(_), _) => Err(io::ErrorKind::Unsupported.into()),
+    /// Waits for somebody to connect to a Unix socket, and says who it is. Nobody ever does to a listener of another kind.
+    pub async fn accept_unix(&self) -> (UnixStream, Peer) {
+        loop {
+            if let (Stream::Unix(stream), peer) = self.accept().await {
+                return (stream, peer);
+            }
         }
     }
 
@@ -238,22 +257,16 @@ impl Listener {
             return Vec::new();
         }
         match self.kind {
-            Kind::Tcp(listener) => listener.into_std().map_or_else(
-                |_| Vec::new(),
-                |listener| {
-                    let queue = iter::from_fn(|| listener.accept().ok());
-                    queue.filter_map(|(stream, addr)| awaited_tcp(stream, addr).ok()).collect()
-                },
-            ),
+            Kind::Tcp(listener) => {
+                let Ok(listener) = listener.into_std() else { return Vec::new() };
+                let queue = iter::from_fn(|| listener.accept().ok());
+                queue.filter_map(|(stream, addr)| awaited_tcp(stream, addr).ok()).collect()
+            }
             Kind::Unix(listener, file) => {
                 drop(file);
-                listener.into_std().map_or_else(
-                    |_| Vec::new(),
-                    |listener| {
-                        let queue = iter::from_fn(|| listener.accept().ok());
-                        queue.filter_map(|(stream, _)| awaited_unix(stream).ok()).collect()
-                    },
-                )
+                let Ok(listener) = listener.into_std() else { return Vec::new() };
+                let queue = iter::from_fn(|| listener.accept().ok());
+                queue.filter_map(|(stream, _)| awaited_unix(stream).ok()).collect()
             }
         }
     }

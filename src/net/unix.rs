@@ -107,10 +107,10 @@ impl UnixSocket {
 
 impl Drop for UnixSocket {
     fn drop(&mut self) {
-        let path = self.folder.path().join(&self.name);
         if self.passed_on.is_set() {
             return;
         }
+        let path = self.folder.path().join(&self.name);
         if fs::symlink_metadata(&path).is_ok_and(|found| (found.dev(), found.ino()) == self.identity) {
             let _ = fs::remove_file(path);
         }

@@ -39,13 +39,7 @@ impl Estate {
     /// Waits until another process has taken over.
     pub async fn pass_on(self) {
         loop {
-            let (stream, peer) = match self.at.accept_unix().await {
-                Ok(accepted) => accepted,
-                Err(error) => {
-                    tracing::warn!(%error, "a process that would take over could not be let in");
-                    continue;
-                }
-            };
+            let (stream, peer) = self.at.accept_unix().await;
             let (uid, pid) = match peer {
                 Peer::Unix { uid, pid, .. } => (uid, pid),
                 Peer::Tcp(_) => continue,
