@@ -3,12 +3,14 @@
 //! Every part gets what it needs from here as an argument; there are no globals. `parts` makes them from the
 //! configuration, `reload` gives them another one while they run, `succession` is from one process to the next.
 
+mod ending;
 mod parts;
 mod reload;
 mod succession;
 
 pub use self::parts::{aws_source, resolver};
 
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::pin::{Pin, pin};
 use std::sync::Arc;
@@ -17,15 +19,15 @@ use std::time::Duration;
 use arc_swap::ArcSwap;
 use thiserror::Error;
 use tokio::sync::watch;
-use tokio::time::error::Elapsed;
-use tokio::time::{sleep, timeout};
+use tokio::time::sleep;
 
+use self::ending::{End, Ending};
 use self::reload::{Reloader, SharedRules};
 use self::succession::Succession;
 use crate::access::{TOKEN_POLL_INTERVAL, TokenError, User};
 use crate::audit::AuditError;
-use crate::cache::{self, Cache};
-use crate::config::{AfterTakeover, Bind, Config, Environment, EnvironmentError, ListenerConfig};
+use crate::cache::{self, Cache, CacheView};
+use crate::config::{Bind, Config, Environment, EnvironmentError, ListenerConfig};
 use crate::hardening::{Identity, IdentityError};
 use crate::lifecycle::{
     self, BlockReady, Drain, Readiness, ServiceManager, Signals, Supervisor, TaskEnd, Told,
@@ -42,9 +44,6 @@ use crate::source::file::FileSourceError;
 
 /// What is open besides connections to secret listeners, amply.
 const SPARE_DESCRIPTORS: u64 = 256;
-
-/// How long the end waits for an output of the audit trail that does not take its last lines.
-const AUDIT_PATIENCE: Duration = Duration::from_secs(1);
 
 /// How long a first look at the source may keep a process from taking over.
 const PROBE_PATIENCE: Duration = Duration::from_secs(1);
@@ -118,7 +117,6 @@ impl AppError {
 
 /// Runs the daemon until a signal ends it. `path` is where `config` was read from, and is read again on demand. Of the
 /// addresses, those of `passed` are open already.
-#[expect(clippy::too_many_lines, reason = "the order of the start and of the end is told in one place")]
 pub async fn run(
     config: Config,
     path: Option<PathBuf>,
@@ -128,9 +126,7 @@ pub async fn run(
     environment.check()?;
     environment.check_upstream(&config)?;
     passed.check(&addresses(&config))?;
-    let identity = config.process.user.as_deref();
-    let identity =
-        identity.map(|user| Identity::resolve(user, config.process.group.as_deref())).transpose()?;
+    let identity = parts::identity(&config)?;
     let mut signals = Signals::install().map_err(AppError::Signals)?;
     let mut tasks = Supervisor::default();
     tasks.spawn("watchdog", lifecycle::watchdog());
@@ -161,21 +157,15 @@ pub async fn run(
     let open = Open { drain: &drain, metrics: &metrics, limits: limits(&config), max_waiting };
     // The ops listener is no part of the drain: it answers until the others are done.
     let ops_drain = Drain::new();
-    let mut ops_passed_on = PassedOn::default();
-    if let Some(addr) = config.ops.tcp {
-        let listener = succession.tcp(addr).await?;
-        ops_passed_on = listener.passed_on();
-        let service = OpsService::new(metrics.clone(), readiness.clone(), cache.view(), listener.label());
-        let opened = succession.opened(&listener);
-        Open { drain: &ops_drain, ..open }.serve(listener, opened, service, &mut tasks);
-    }
+    let open_ops = Open { drain: &ops_drain, ..open };
+    let ops_passed_on =
+        open_ops.ops(config.ops.tcp, &readiness, cache.view(), &mut succession, &mut tasks).await?;
     let shared =
         Arc::new(Shared::new(cache.clone(), resolver, readiness.clone(), region.clone(), audit.clone()));
     let mut rules = Vec::new();
     for listener in &config.listeners {
         let its_rules = parts::rules(&config, listener, region.as_deref(), None)?;
-        let opened = open_listener(listener, &mut succession).await?;
-        rules.push(open.secrets(opened, its_rules, &shared, &mut tasks));
+        rules.push(open.secrets(listener, its_rules, &shared, &mut succession, &mut tasks).await?);
     }
     succession.meet()?;
     if let Some(identity) = identity {
@@ -223,56 +213,19 @@ pub async fn run(
     .await;
     // Further handles of the sockets: with them, newcomers would wait for nobody.
     drop(succeeded);
-    let end = match end {
-        Ok(end) => end,
-        Err(error) => {
-            audit.finish(AUDIT_PATIENCE).await;
-            return Err(error);
-        }
+    let ending = Ending {
+        audit,
+        cache,
+        keepers,
+        readiness,
+        service_manager,
+        drain,
+        drain_timeout,
+        ops_drain,
+        ops_passed_on,
+        after_takeover,
     };
-    let mut is_told = match end {
-        End::Told(signal) => {
-            tracing::info!(signal, "ending: finishing requests in flight");
-            true
-        }
-        End::Succeeded => {
-            tracing::info!("another process has taken over: finishing requests in flight");
-            false
-        }
-    };
-    readiness.start_draining();
-    // The next process answers there. When a signal ends this one, nobody else does yet, even if the socket stays open.
-    if !is_told && ops_passed_on.is_set() {
-        tokio::spawn(ops_drain.finish());
-    }
-    if is_told || after_takeover != AfterTakeover::Wait {
-        service_manager.stopping().await;
-    }
-    // What is due is fetched by the next process, or not at all.
-    drop(keepers);
-    let wipe = || {
-        cache.close();
-        tracing::info!("the values in memory are wiped");
-    };
-    tokio::select! {
-        finished = finish(drain, drain_timeout, wipe) => {
-            if finished.is_err() {
-                tracing::warn!("requests in flight did not finish within drain_timeout and are cut off");
-            }
-        }
-        () = second_signal(&mut signals, &mut is_told) => {
-            audit.finish(AUDIT_PATIENCE).await;
-            return Err(AppError::Interrupted);
-        }
-    }
-    audit.finish(AUDIT_PATIENCE).await;
-    if !is_told && after_takeover == AfterTakeover::Wait {
-        tracing::info!("nothing is left to do: waiting to be told to end");
-        signals.end().await;
-        service_manager.stopping().await;
-    }
-    tracing::info!("ended");
-    Ok(())
+    ending.run(end, &mut signals).await
 }
 
 /// All addresses that are listened on.
@@ -310,14 +263,6 @@ pub fn wanted_descriptors(config: &Config) -> u64 {
     u64::from(config.server.max_connections) * config.listeners.len() as u64 + SPARE_DESCRIPTORS
 }
 
-/// Why the process ends as it should.
-enum End {
-    /// A signal of this name said so.
-    Told(&'static str),
-    /// Another process has taken over.
-    Succeeded,
-}
-
 /// Reloads whenever that is asked for, until a signal ends the process or another one has taken over; or until a part has
 /// ended that must not. Tells the service manager when the process is ready, and when it reloads.
 async fn until_told(
@@ -346,7 +291,7 @@ async fn until_told(
     }
 }
 
-/// Has a first look at the source, which loads what calls to it need. That keeps the only worker busy for a moment: one
+/// Has a first look at the source, which loads what calls to it need. That keeps the only thread busy for a moment: one
 /// that takes over from another process is not ready before, and nobody waits for it.
 async fn probe(cache: Cache, block: Option<BlockReady>) {
     let mut probing = pin!(cache.probe());
@@ -355,28 +300,6 @@ async fn probe(cache: Cache, block: Option<BlockReady>) {
         () = sleep(PROBE_PATIENCE) => drop(block),
     }
     probing.await;
-}
-
-/// Waits for a signal that cuts the end short: the second one that ends the process, which may not have been told by a
-/// first.
-async fn second_signal(signals: &mut Signals, is_told: &mut bool) {
-    if !*is_told {
-        signals.end().await;
-        *is_told = true;
-    }
-    signals.end().await;
-}
-
-/// Waits for the requests in flight, for so long at most. What is in memory for others is wiped as soon as no others
-/// can come: idle connections are closed after [`net::LINGER`], and what came by them just before is under way.
-async fn finish(drain: Drain, at_most: Duration, wipe: impl FnOnce()) -> Result<(), Elapsed> {
-    let mut finishing = pin!(timeout(at_most, drain.finish()));
-    let finished = timeout(net::LINGER * 2, finishing.as_mut()).await;
-    wipe();
-    match finished {
-        Ok(finished) => finished,
-        Err(_) => finishing.await,
-    }
 }
 
 /// Goes on as another user. Token files that were made just now become that user's, to be reread.
@@ -413,14 +336,15 @@ struct Open<'a> {
 }
 
 impl Open<'_> {
-    /// Serves from a listener once it is opened.
+    /// Serves from a listener, once that is this process's to do.
     fn serve<S: Service>(
         &self,
         listener: Listener,
-        mut opened: watch::Receiver<bool>,
+        succession: &Succession,
         service: S,
         tasks: &mut Supervisor,
     ) {
+        let mut opened = succession.opened(&listener);
         tracing::info!(listener = listener.label(), passed = listener.passed_on().is_set(), "listening");
         let (open, refused) = self.metrics.http.connections(listener.label(), self.limits.max_connections);
         let metrics = ConnectionMetrics { open, refused };
@@ -436,35 +360,45 @@ impl Open<'_> {
         });
     }
 
-    fn secrets(
+    /// The ops listener, if there is to be one. Returns whether another process has it too.
+    async fn ops(
         &self,
-        (listener, opened): (Listener, watch::Receiver<bool>),
+        addr: Option<SocketAddr>,
+        readiness: &Readiness,
+        cache: CacheView,
+        succession: &mut Succession,
+        tasks: &mut Supervisor,
+    ) -> Result<PassedOn, AppError> {
+        let Some(addr) = addr else { return Ok(PassedOn::default()) };
+        let listener = succession.tcp(addr).await?;
+        let passed_on = listener.passed_on();
+        let service = OpsService::new(self.metrics.clone(), readiness.clone(), cache, listener.label());
+        self.serve(listener, succession, service, tasks);
+        Ok(passed_on)
+    }
+
+    /// A secret listener.
+    async fn secrets(
+        &self,
+        config: &ListenerConfig,
         rules: Rules,
         shared: &Arc<Shared>,
+        succession: &mut Succession,
         tasks: &mut Supervisor,
-    ) -> SharedRules {
+    ) -> Result<SharedRules, AppError> {
+        let listener = match &config.bind {
+            Bind::Unix { path, mode, directory_mode, owner, group, .. } => {
+                let ownership = Ownership::resolve(*mode, owner.as_deref(), group.as_deref())?;
+                succession.unix(path, ownership, *directory_mode)?
+            }
+            Bind::Tcp { addr, .. } => succession.tcp(*addr).await?,
+        };
         let rules = Arc::new(ArcSwap::from_pointee(rules));
         let label = listener.label().to_owned();
         let http = self.metrics.http.clone();
         let service =
             SecretService::new(Arc::clone(shared), Arc::clone(&rules), label, http, self.max_waiting);
-        self.serve(listener, opened, service, tasks);
-        rules
+        self.serve(listener, succession, service, tasks);
+        Ok(rules)
     }
-}
-
-/// A secret listener, and from when on it is served from.
-async fn open_listener(
-    config: &ListenerConfig,
-    succession: &mut Succession,
-) -> Result<(Listener, watch::Receiver<bool>), AppError> {
-    let listener = match &config.bind {
-        Bind::Unix { path, mode, directory_mode, owner, group, .. } => {
-            let ownership = Ownership::resolve(*mode, owner.as_deref(), group.as_deref())?;
-            succession.unix(path, ownership, *directory_mode)?
-        }
-        Bind::Tcp { addr, .. } => succession.tcp(*addr).await?,
-    };
-    let opened = succession.opened(&listener);
-    Ok((listener, opened))
 }

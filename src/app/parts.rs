@@ -10,7 +10,7 @@ use crate::config::{
     AuditOutput, Batch, Bind, Config, Environment, EnvironmentError, ListenerConfig, OnChange, PolicyConfig,
     ProjectConfig, ProjectedSecret, SourceConfig, TokenConfig,
 };
-use crate::hardening::Identity;
+use crate::hardening::{Identity, IdentityError};
 use crate::lifecycle::Supervisor;
 use crate::metrics::Metrics;
 use crate::net::Ownership;
@@ -53,6 +53,12 @@ pub fn aws_source(config: &Config, environment: &Environment) -> Result<AwsSourc
         ca_bundle: environment.ca_bundle()?,
         credential_files: environment.credential_files(),
     }))
+}
+
+/// Another user to go on as, if one is configured.
+pub(super) fn identity(config: &Config) -> Result<Option<Identity>, IdentityError> {
+    let resolve = |user: &str| Identity::resolve(user, config.process.group.as_deref());
+    config.process.user.as_deref().map(resolve).transpose()
 }
 
 /// The audit trail, if there is to be one. Its file is for the user as whom the daemon goes on.

@@ -1,0 +1,119 @@
+//! The end of the process: requests in flight are finished, and what was held is wiped.
+
+use std::pin::pin;
+use std::time::Duration;
+
+use tokio::time::error::Elapsed;
+use tokio::time::timeout;
+
+use super::AppError;
+use crate::audit::Audit;
+use crate::cache::Cache;
+use crate::config::AfterTakeover;
+use crate::lifecycle::{Drain, Readiness, ServiceManager, Signals, Supervisor};
+use crate::net::{self, PassedOn};
+
+/// How long the end waits for an output of the audit trail that does not take its last lines.
+const AUDIT_PATIENCE: Duration = Duration::from_secs(1);
+
+/// Why the process ends as it should.
+pub(super) enum End {
+    /// A signal of this name said so.
+    Told(&'static str),
+    /// Another process has taken over.
+    Succeeded,
+}
+
+/// What has to end, and how.
+pub(super) struct Ending {
+    pub(super) audit: Audit,
+    pub(super) cache: Cache,
+    /// Those that keep values, or have them fetched.
+    pub(super) keepers: Supervisor,
+    pub(super) readiness: Readiness,
+    pub(super) service_manager: ServiceManager,
+    pub(super) drain: Drain,
+    pub(super) drain_timeout: Duration,
+    /// The ops listener answers until all others are done, unless another process has it.
+    pub(super) ops_drain: Drain,
+    pub(super) ops_passed_on: PassedOn,
+    pub(super) after_takeover: AfterTakeover,
+}
+
+impl Ending {
+    /// Ends all; at once if a further signal says so, or where a part has failed.
+    pub(super) async fn run(self, end: Result<End, AppError>, signals: &mut Signals) -> Result<(), AppError> {
+        let end = match end {
+            Ok(end) => end,
+            Err(error) => {
+                self.audit.finish(AUDIT_PATIENCE).await;
+                return Err(error);
+            }
+        };
+        let mut is_told = match end {
+            End::Told(signal) => {
+                tracing::info!(signal, "ending: finishing requests in flight");
+                true
+            }
+            End::Succeeded => {
+                tracing::info!("another process has taken over: finishing requests in flight");
+                false
+            }
+        };
+        self.readiness.start_draining();
+        // The next process answers there. When a signal ends this one, nobody else does yet, even if the socket stays open.
+        if !is_told && self.ops_passed_on.is_set() {
+            tokio::spawn(self.ops_drain.finish());
+        }
+        if is_told || self.after_takeover != AfterTakeover::Wait {
+            self.service_manager.stopping().await;
+        }
+        // What is due is fetched by the next process, or not at all.
+        drop(self.keepers);
+        let wipe = || {
+            self.cache.close();
+            tracing::info!("the values in memory are wiped");
+        };
+        tokio::select! {
+            finished = finish(self.drain, self.drain_timeout, wipe) => {
+                if finished.is_err() {
+                    tracing::warn!("requests in flight did not finish within drain_timeout and are cut off");
+                }
+            }
+            () = second_signal(signals, &mut is_told) => {
+                self.audit.finish(AUDIT_PATIENCE).await;
+                return Err(AppError::Interrupted);
+            }
+        }
+        self.audit.finish(AUDIT_PATIENCE).await;
+        if !is_told && self.after_takeover == AfterTakeover::Wait {
+            tracing::info!("nothing is left to do: waiting to be told to end");
+            signals.end().await;
+            self.service_manager.stopping().await;
+        }
+        tracing::info!("ended");
+        Ok(())
+    }
+}
+
+/// Waits for a signal that cuts the end short: the second one that ends the process, which may not have been told by a
+/// first.
+async fn second_signal(signals: &mut Signals, is_told: &mut bool) {
+    if !*is_told {
+        signals.end().await;
+        *is_told = true;
+    }
+    signals.end().await;
+}
+
+/// Waits for the requests in flight, for so long at most. What is in memory for others is wiped as soon as no others
+/// can come: idle connections are closed after [`net::LINGER`], and what came by them just before is under way.
+async fn finish(drain: Drain, at_most: Duration, wipe: impl FnOnce()) -> Result<(), Elapsed> {
+    let mut finishing = pin!(timeout(at_most, drain.finish()));
+    let finished = timeout(net::LINGER * 2, finishing.as_mut()).await;
+    wipe();
+    match finished {
+        Ok(finished) => finished,
+        Err(_) => finishing.await,
+    }
+}
