@@ -7,7 +7,7 @@ use toml::{Table, Value};
 
 use super::{
     AfterTakeover, AuditConfig, AuditOutput, Batch, Bind, Config, Layout, ListenerConfig, LogFormat,
-    LogLevel, OnChange, PolicyConfig, ProjectConfig, Reload, SourceConfig, TokenConfig,
+    LogLevel, OnChange, PolicyConfig, ProcessConfig, ProjectConfig, Reload, SourceConfig, TokenConfig,
 };
 use crate::secret::Unlisted;
 use crate::units::{show_duration, show_size};
@@ -15,24 +15,20 @@ use crate::units::{show_duration, show_size};
 impl Config {
     /// The same as JSON, for programs.
     pub fn to_json(&self) -> String {
-        // What was made a moment ago is read again.
-        let document: serde_json::Value = toml::from_str(&self.to_toml()).unwrap_or_default();
+        // Text and numbers always serialize into memory.
+        let document = serde_json::to_value(self.sections().collect::<Table>()).unwrap_or_default();
         format!("{document:#}\n")
     }
 
     /// Every key with its value, defaults included.
-    #[expect(clippy::too_many_lines, reason = "a section after the other")]
     pub fn to_toml(&self) -> String {
-        let after_takeover = match self.process.after_takeover {
-            AfterTakeover::Exit => "exit",
-            AfterTakeover::Wait => "wait",
-        };
-        let process = table([
-            ("user", text(self.process.user.as_deref())),
-            ("group", text(self.process.group.as_deref())),
-            ("takeover", self.process.takeover.as_deref().map(file)),
-            ("after_takeover", self.process.takeover.as_ref().map(|_| after_takeover.into())),
-        ]);
+        // One document a section keeps the order in which people read them.
+        let sections = self.sections().map(|section| Table::from_iter([section]).to_string());
+        sections.collect::<Vec<_>>().join("\n")
+    }
+
+    /// The sections that say something, in the order in which people read them.
+    fn sections(&self) -> impl Iterator<Item = (String, Value)> {
         let source = match &self.source {
             SourceConfig::Aws => table([("kind", Some("aws".into()))]),
             SourceConfig::File { path } => table([("kind", Some("file".into())), ("path", Some(file(path)))]),
@@ -103,7 +99,7 @@ impl Config {
         };
         let sections = [
             ("reload", reload.into()),
-            ("process", process.into()),
+            ("process", process(&self.process).into()),
             ("source", source.into()),
             ("aws", aws.into()),
             ("cache", cache.into()),
@@ -117,16 +113,15 @@ impl Config {
             ("audit", audit(&self.audit).into()),
             ("groups", Value::Table(groups.collect())),
         ];
-        // One document a section keeps the order in which people read them.
-        let section = |(name, value): (&str, Value)| Table::from_iter([(name.to_owned(), value)]).to_string();
+        let is_empty = |value: &Value| match value {
+            Value::Table(table) => table.is_empty(),
+            Value::Array(list) => list.is_empty(),
+            _ => false,
+        };
         sections
+            .map(|(name, value)| (name.to_owned(), value))
             .into_iter()
-            .map(section)
-            .filter(|section| {
-                !matches!(section.as_str(), "[process]\n" | "[groups]\n" | "project = []\n" | "policy = []\n")
-            })
-            .collect::<Vec<_>>()
-            .join("\n")
+            .filter(move |(_, value)| !is_empty(value))
     }
 }
 
@@ -141,6 +136,19 @@ fn audit(audit: &AuditConfig) -> Table {
         ("max_bytes", Some(show_size(audit.max_bytes).into())),
         ("keep", Some(audit.keep.into())),
         ("mode", Some(octal(audit.mode))),
+    ])
+}
+
+fn process(process: &ProcessConfig) -> Table {
+    let after_takeover = match process.after_takeover {
+        AfterTakeover::Exit => "exit",
+        AfterTakeover::Wait => "wait",
+    };
+    table([
+        ("user", text(process.user.as_deref())),
+        ("group", text(process.group.as_deref())),
+        ("takeover", process.takeover.as_deref().map(file)),
+        ("after_takeover", process.takeover.as_ref().map(|_| after_takeover.into())),
     ])
 }
 
