@@ -1,5 +1,6 @@
 //! Freshness: the heart of the daemon. A read comes in, a held value or one shared fetch answers it.
 //!
+//! - `answer` is what a read comes to.
 //! - `freshness` and `schedule` are pure: what a reader gets at this age, what the clock does next.
 //! - `store` holds what is held (moka), `slot` is the place of one secret in it.
 //! - `flight` makes one fetch of however many askers, and lands its answer.
@@ -10,6 +11,7 @@
 //!
 //! A hit does no I/O, takes no lock that a writer holds for long and copies no secret bytes.
 
+mod answer;
 mod budget;
 mod demand;
 mod flight;
@@ -31,9 +33,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
-use thiserror::Error;
 use tokio::time::{Instant, sleep_until, timeout, timeout_at};
 
+pub use self::answer::{Answer, Forward, ReadError, Served};
 pub use self::budget::Payer;
 pub use self::demand::Demand;
 pub use self::freshness::{Freshness, Lifetimes};
@@ -44,6 +46,7 @@ pub use self::slot::Held;
 pub use self::store::{GroupSummary, StoreSummary};
 pub use self::upstream::{CallOptions, PlaceSummary, UpstreamState, UpstreamSummary, ability, breaker, pace};
 
+use self::answer::{fetched, served, served_held};
 use self::budget::{Allowance, Budgets};
 use self::flight::{Boarding, Flights, Outcome, Purpose};
 use self::refresher::Agenda;
@@ -57,74 +60,6 @@ use crate::source::{ErrorClass, SecretSource, SourceError, Tag};
 
 /// A `no-cache` read asks again for a secret that was just refused no sooner than this.
 const FORCED_INTERVAL: Duration = Duration::from_secs(1);
-
-/// How an answer came about; what `Cache-Status` (RFC 9211) tells.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Served {
-    /// A fresh value from memory.
-    Hit,
-    /// A stale value at once, while a refresh is under way.
-    StaleWhileRevalidate,
-    /// A stale value because the source fails or is slow.
-    StaleIfError,
-    /// A value that the source was asked for.
-    Fetched {
-        /// Why it was asked.
-        forward: Forward,
-        /// Whether the fetch was somebody else's.
-        collapsed: bool,
-    },
-}
-
-/// Why a read went to the source: the `fwd` parameter of RFC 9211 section 2.2.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Forward {
-    /// Nothing was held.
-    Miss,
-    /// What was held was too old.
-    Stale,
-    /// The reader demanded it.
-    Request,
-}
-
-/// A value, and how it came about.
-#[derive(Debug, Clone)]
-pub struct Answer {
-    /// What is served.
-    pub held: Arc<Held>,
-    /// How.
-    pub served: Served,
-    /// Its age at the moment of the answer.
-    pub age: Duration,
-}
-
-/// Why a read has no value.
-#[derive(Debug, Clone, PartialEq, Eq, Error)]
-pub enum ReadError {
-    /// `only-if-cached`, and nothing suitable is held.
-    #[error("nothing suitable is held, and only-if-cached forbids to ask for it")]
-    NotHeld,
-    /// `no-cache` too often for one secret.
-    #[error("this secret is asked for with no-cache too often; without it, what is held is served")]
-    ForcedTooOften {
-        /// When the next such read may ask.
-        retry_after: Duration,
-    },
-    /// One caller's reads of what is not held, and those with `no-cache`, cost the source too much.
-    #[error("this caller asks too often for what is not held, or with no-cache; what is held is served")]
-    CallerOverBudget {
-        /// When the next such read may ask.
-        retry_after: Duration,
-    },
-    /// The source said so, now or within `negative_ttl`.
-    #[error("{error}")]
-    Source {
-        /// What it said.
-        error: SourceError,
-        /// For a remembered refusal: how much longer it is remembered.
-        remembered_for: Option<Duration>,
-    },
-}
 
 /// Where a secret is held. What is held there may be replaced, or removed for good: then nothing comes there again.
 #[derive(Debug, Clone)]
@@ -608,36 +543,4 @@ impl Shared {
     fn fallback_regions(&self, key: &SecretKey) -> Arc<[Arc<str>]> {
         Arc::clone(&self.settings.load().policies.of(key).fallback_regions)
     }
-}
-
-/// An answer from memory, counted.
-fn served(held: Arc<Held>, served: Served, age: Duration) -> Answer {
-    match served {
-        Served::Hit => held.policy.metrics.hit(),
-        _ => held.policy.metrics.stale(),
-    }
-    Answer { held, served, age }
-}
-
-/// An answer from memory because the source failed or was slow.
-fn served_held(held: Arc<Held>, now: Instant) -> Answer {
-    let age = held.age(now);
-    let how = match held.freshness(now) {
-        Freshness::Fresh => Served::Hit,
-        _ => Served::StaleIfError,
-    };
-    served(held, how, age)
-}
-
-/// An answer, or an error, from the source.
-fn fetched(
-    outcome: Outcome,
-    forward: Forward,
-    collapsed: bool,
-    policy: &GroupPolicy,
-) -> Result<Answer, ReadError> {
-    policy.metrics.miss();
-    let held = outcome.map_err(|error| ReadError::Source { error, remembered_for: None })?;
-    let age = held.age(Instant::now());
-    Ok(Answer { held, served: Served::Fetched { forward, collapsed }, age })
 }
