@@ -1,15 +1,11 @@
 //! An orderly end: every part holds a watcher, and the end has come when all are dropped.
 
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
-
 use tokio::sync::{mpsc, watch};
 
 /// Starts the end and waits for it.
 #[derive(Debug)]
 pub struct Drain {
     started: watch::Sender<bool>,
-    has_started: Arc<AtomicBool>,
     /// Held by every watcher; closed when the last is gone.
     alive: mpsc::Sender<()>,
     all_gone: mpsc::Receiver<()>,
@@ -19,8 +15,6 @@ pub struct Drain {
 #[derive(Debug, Clone)]
 pub struct DrainWatcher {
     started: watch::Receiver<bool>,
-    /// The same, for those who look with every request.
-    has_started: Arc<AtomicBool>,
     _alive: mpsc::Sender<()>,
 }
 
@@ -28,21 +22,16 @@ impl Drain {
     /// A drain that nobody watches yet.
     pub fn new() -> Self {
         let (alive, all_gone) = mpsc::channel(1);
-        Self { started: watch::Sender::new(false), has_started: Arc::default(), alive, all_gone }
+        Self { started: watch::Sender::new(false), alive, all_gone }
     }
 
     /// A watcher for one more part.
     pub fn watcher(&self) -> DrainWatcher {
-        DrainWatcher {
-            started: self.started.subscribe(),
-            has_started: Arc::clone(&self.has_started),
-            _alive: self.alive.clone(),
-        }
+        DrainWatcher { started: self.started.subscribe(), _alive: self.alive.clone() }
     }
 
     /// Tells every part to end, and waits until all have.
     pub async fn finish(mut self) {
-        self.has_started.store(true, Ordering::Release);
         self.started.send_replace(true);
         drop(self.alive);
         self.all_gone.recv().await;
@@ -64,7 +53,7 @@ impl DrainWatcher {
 
     /// Whether the end has started.
     pub fn has_started(&self) -> bool {
-        self.has_started.load(Ordering::Acquire)
+        *self.started.borrow()
     }
 }
 

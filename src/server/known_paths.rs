@@ -1,11 +1,10 @@
 //! What paths have led to: from the words of a request to the place of its secret, without cutting, resolving and looking
 //! up again what came a moment ago.
 
-use std::hash::BuildHasher;
+use std::hash::{BuildHasher, RandomState};
 use std::sync::Arc;
 
 use arc_swap::ArcSwapOption;
-use foldhash::fast::RandomState;
 
 use crate::cache::Place;
 use crate::secret::SecretKey;
