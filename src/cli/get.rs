@@ -12,7 +12,8 @@ use super::{Exit, complain, small_runtime, unreadable};
 use crate::config::Environment;
 use crate::hardening;
 
-const HELP: &str = "\
+const HELP: &str = concat!(
+    "\
 Examples:
   smcached get team-a/db
   smcached get team-a/db --field password
@@ -28,10 +29,9 @@ Exit codes:
   4  not allowed
   5  the daemon or AWS cannot be reached or is busy: try again later
 
-Environment:
-  SMCACHED_ADDRESS     the daemon, where --socket is not given: unix:/path or http://host:port
-  SMCACHED_TOKEN       the token for the latter
-  SMCACHED_TOKEN_FILE  a file with that token";
+",
+    client_environment!()
+);
 
 /// Print one secret, exactly as it is.
 ///

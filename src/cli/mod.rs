@@ -1,5 +1,16 @@
 //! The command line: one file a command. This is where text goes to standard output and error.
 
+/// The environment of commands that ask the daemon, for their help.
+macro_rules! client_environment {
+    () => {
+        "\
+Environment:
+  SMCACHED_ADDRESS     the daemon, where --socket is not given: unix:/path or http://host:port
+  SMCACHED_TOKEN       the token for the latter
+  SMCACHED_TOKEN_FILE  a file with that token"
+    };
+}
+
 mod backoff;
 mod check;
 mod completions;

@@ -23,7 +23,8 @@ use super::{Exit, complain, small_runtime, unreadable};
 use crate::config::Environment;
 use crate::hardening;
 
-const HELP: &str = "\
+const HELP: &str = concat!(
+    "\
 Examples:
   smcached exec --env DB_PASSWORD=team-a/db#password -- ./server --port 8080
   smcached exec --env-file secrets.env --on-change restart -- ./server
@@ -41,10 +42,9 @@ and before it runs:
   4  not allowed
   5  the daemon or AWS cannot be reached or is busy: try again later
 
-Environment:
-  SMCACHED_ADDRESS     the daemon, where --socket is not given: unix:/path or http://host:port
-  SMCACHED_TOKEN       the token for the latter
-  SMCACHED_TOKEN_FILE  a file with that token";
+",
+    client_environment!()
+);
 
 /// Run a command with secrets in its environment.
 ///
