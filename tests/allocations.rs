@@ -2,6 +2,8 @@
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on says where")]
 
+#[path = "support/bare.rs"]
+mod bare;
 #[path = "support/in_process.rs"]
 mod in_process;
 
@@ -14,7 +16,6 @@ use std::time::Duration;
 use bytes::Bytes;
 use http_body_util::Full;
 use hyper::body::Incoming;
-use hyper::header::{AGE, CACHE_CONTROL, CONTENT_TYPE, ETAG, HeaderName, HeaderValue};
 use hyper::{Request, Response};
 use prometheus::{IntCounter, IntGauge};
 use smcached::lifecycle::Drain;
@@ -39,13 +40,7 @@ impl Service for Bare {
     fn call_now(&self, _request: &Request<Incoming>, (): &()) -> Option<Response<Body>> {
         static BODY: [u8; SIZE] = [b'x'; SIZE];
         let mut response = Response::new(Full::new(Bytes::from_static(&BODY)));
-        let headers = response.headers_mut();
-        headers.insert(CONTENT_TYPE, HeaderValue::from_static("text/plain; charset=utf-8"));
-        headers.insert(ETAG, HeaderValue::from_static("\"0123456789abcdef\""));
-        headers.insert(AGE, HeaderValue::from_static("1"));
-        headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
-        let cache_status = HeaderName::from_static("cache-status");
-        headers.insert(cache_status, HeaderValue::from_static("smcached; hit; ttl=3599"));
+        bare::add_head(response.headers_mut());
         Some(response)
     }
 

@@ -1,11 +1,13 @@
 //! The floor: hyper, and nothing that thinks. It sends the headers of a hit and a body of the size that is asked for.
 
+#[path = "../../tests/support/bare.rs"]
+mod head;
+
 use std::convert::Infallible;
 
 use bytes::Bytes;
 use http_body_util::Full;
 use hyper::body::Incoming;
-use hyper::header::{AGE, CACHE_CONTROL, CONTENT_TYPE, ETAG, HeaderName, HeaderValue};
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper::{Request, Response};
@@ -44,13 +46,7 @@ async fn connection(stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static
         let size = request.uri().path().rsplit('/').next().and_then(|size| size.parse().ok()).unwrap_or(0);
         let body = bodies.iter().find(|body| body.len() == size).cloned().unwrap_or_default();
         let mut response = Response::new(Full::new(body));
-        let headers = response.headers_mut();
-        headers.insert(CONTENT_TYPE, HeaderValue::from_static("text/plain; charset=utf-8"));
-        headers.insert(ETAG, HeaderValue::from_static("\"0123456789abcdef0123456789abcdef\""));
-        headers.insert(AGE, HeaderValue::from_static("1"));
-        headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
-        let cache_status = HeaderValue::from_static("smcached; hit; ttl=3599");
-        headers.insert(HeaderName::from_static("cache-status"), cache_status);
+        head::add_head(response.headers_mut());
         async { Ok::<_, Infallible>(response) }
     });
     let _ =

@@ -92,6 +92,26 @@ fn keep<F: Future<Output = ()> + Send + 'static>(
     });
 }
 
+/// A daemon that holds ten secrets for a second, which are read in turn.
+async fn hot(load: &mut JoinSet<()>, aws: &FakeAws) -> Daemon {
+    let daemon = Setup::with_aws(&aws.url()).quiet().cache("ttl = \"1s\"").start().await;
+    for index in 0..10 {
+        assert_eq!(daemon.get(&format!("/secret/secrets/{index}")).await.status, 200);
+    }
+    read_in_turn(load, daemon.unix(), 10);
+    daemon
+}
+
+/// Reads what nobody has read before, again and again.
+fn read_cold(load: &mut JoinSet<()>, address: Address, reader: usize) {
+    keep(load, TICK, move |turn| {
+        let address = address.clone();
+        async move {
+            client::get(&address, &format!("/secret/cold/{reader}-{turn}"), &[]).await;
+        }
+    });
+}
+
 /// Reads `secrets/<n>` in turn, of so many.
 fn read_in_turn(load: &mut JoinSet<()>, address: Address, count: usize) {
     keep(load, TICK, move |turn| {
@@ -158,35 +178,18 @@ async fn each_alert_fires_when_it_should_and_is_over_afterwards_and_the_dashboar
     let garbling = FakeAws::start();
     garbling.fail(Some(Fault::Garble));
     let garbled = Setup::with_aws(&garbling.url()).quiet().start().await;
-    let address = garbled.unix();
-    keep(&mut load, TICK, move |turn| {
-        let address = address.clone();
-        async move {
-            client::get(&address, &format!("/secret/cold/{turn}"), &[]).await;
-        }
-    });
+    read_cold(&mut load, garbled.unix(), 0);
 
     // Something held, and nobody there any more.
     let dying = aws_with_secrets(10);
-    let stale = Setup::with_aws(&dying.url()).quiet().cache("ttl = \"1s\"").start().await;
-    for index in 0..10 {
-        assert_eq!(stale.get(&format!("/secret/secrets/{index}")).await.status, 200);
-    }
-    read_in_turn(&mut load, stale.unix(), 10);
+    let stale = hot(&mut load, &dying).await;
     dying.fail(Some(Fault::Refuse));
 
     let throttling = aws_with_secrets(1);
     throttling.fail(Some(Fault::Throttle400));
     let throttled = Setup::with_aws(&throttling.url()).quiet().start().await;
-    let address = throttled.unix();
     for reader in 0..5 {
-        let address = address.clone();
-        keep(&mut load, TICK, move |turn| {
-            let address = address.clone();
-            async move {
-                client::get(&address, &format!("/secret/cold/{reader}-{turn}"), &[]).await;
-            }
-        });
+        read_cold(&mut load, throttled.unix(), reader);
     }
 
     // On and off: taken for dead, the endpoint would be asked too seldom for windows of five seconds.
@@ -202,11 +205,7 @@ async fn each_alert_fires_when_it_should_and_is_over_afterwards_and_the_dashboar
     });
 
     let revoking = aws_with_secrets(10);
-    let revoked = Setup::with_aws(&revoking.url()).quiet().cache("ttl = \"1s\"").start().await;
-    for index in 0..10 {
-        assert_eq!(revoked.get(&format!("/secret/secrets/{index}")).await.status, 200);
-    }
-    read_in_turn(&mut load, revoked.unix(), 10);
+    let revoked = hot(&mut load, &revoking).await;
 
     let file = "[[secret]]\nname = \"a/b\"\nstring = \"hunter2-hunter2\"\n";
     let callers = Setup::with_file(file).quiet().start().await;
