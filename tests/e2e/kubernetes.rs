@@ -9,8 +9,9 @@ use std::time::Duration;
 use serde_json::{Value, json};
 
 use crate::support::client::{self, Address};
-use crate::support::daemon::{Setup, smcached};
-use crate::support::{in_repository, python};
+use crate::support::daemon::{IN_A_NETWORK_OF_ITS_OWN, Setup, smcached};
+use crate::support::fake_aws::FakeAws;
+use crate::support::{in_repository, is_root, python};
 
 const CHART: &str = "config/kubernetes/smcached";
 
@@ -51,16 +52,16 @@ fn chart(arguments: &[&str], input: &str) -> Output {
 }
 
 /// The same for values of the chart.
-fn with_values(action: &str, values: &str) -> Output {
+fn with_values(action: &[&str], values: &str) -> Output {
     let file = tempfile::NamedTempFile::new().unwrap();
     fs::write(file.path(), values).unwrap();
-    let chart_path = in_repository(CHART).display().to_string();
-    chart(&[action, &chart_path, &file.path().display().to_string()], "")
+    let (chart_path, path) = (in_repository(CHART).display().to_string(), file.path().display().to_string());
+    chart(&[&action[..1], &[&chart_path, &path], &action[1..]].concat(), "")
 }
 
 /// What Helm makes of values: `manifests` and `notes`.
 fn rendered(values: &str) -> Value {
-    serde_json::from_str(&python::printed(&with_values("render", values))).unwrap()
+    serde_json::from_str(&python::printed(&with_values(&["render"], values))).unwrap()
 }
 
 /// The manifests of one of the [`SETS`].
@@ -118,7 +119,7 @@ fn kubernetes_accepts_what_each_set_of_values_makes() {
             let own: Vec<&str> = kinds.iter().filter(|kind| **kind == "PodMonitor").copied().collect();
             assert_eq!(unknown, own, "{set}, Kubernetes {version}");
         }
-        assert_eq!(python::printed(&with_values("lint", &values_of(set))).trim(), "[]", "{set}");
+        assert_eq!(python::printed(&with_values(&["lint"], &values_of(set))).trim(), "[]", "{set}");
     }
 }
 
@@ -214,6 +215,60 @@ async fn each_tenant_reads_its_own_secrets_and_the_probes_ask_pages_that_answer(
     }
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_update_fails_no_read_and_leaves_the_old_pod_alive_until_it_is_told() {
+    if !has_helm() || !is_root("give a process a network of its own") {
+        return;
+    }
+    let manifests = manifests("tenants");
+    let strategy = &of_kind(&manifests, "DaemonSet")["spec"]["updateStrategy"];
+    assert_eq!(strategy["rollingUpdate"], json!({ "maxSurge": 1, "maxUnavailable": 0 }));
+    let configuration = configuration(&manifests);
+    // A path of the node, which both pods have.
+    let node = tempfile::tempdir().unwrap();
+    let sections = configuration[configuration.find("[process]").unwrap()..]
+        .replace("/run/smcached-takeover", &node.path().display().to_string())
+        .replace("/run/smcached/", "");
+    let aws = FakeAws::start();
+    aws.put("team-a/db", "ay");
+    let mut daemon = Setup::with_aws(&aws.url()).section(&sections).start().await;
+    let socket = Address::Unix(daemon.path("ns/team-a/smcached.sock"));
+    let read = async || {
+        let answer = client::get(&socket, "/secret/team-a/db", &[]).await;
+        assert_eq!((answer.status, answer.text()), (200, "ay"));
+    };
+    read().await;
+    let calls = aws.calls();
+    let mut old = daemon.replace(&IN_A_NETWORK_OF_ITS_OWN);
+    while !daemon.log().contains("this process has taken over") {
+        read().await;
+    }
+    old.logs("waiting to be told to end").await;
+    read().await;
+    // The old pod's network is the test's. The kubelet must not start it again, and Kubernetes may end it.
+    assert_eq!(daemon.ops_page("/livez").await.status, 200);
+    assert_eq!(daemon.ops_page("/readyz").await.status, 503);
+    old.signal("TERM");
+    assert_eq!(old.exit().await.code(), Some(0));
+    read().await;
+    assert_eq!(aws.calls(), calls);
+}
+
+#[test]
+fn a_release_takes_over_from_itself_and_from_no_other() {
+    if !has_helm() {
+        return;
+    }
+    let place = |release: &str| {
+        let output = with_values(&["render", release], &values_of("minimal"));
+        let rendered: Value = serde_json::from_str(&python::printed(&output)).unwrap();
+        let configuration = configuration(rendered["manifests"].as_array().unwrap()).to_owned();
+        configuration.lines().find(|line| line.starts_with("takeover = ")).unwrap().to_owned()
+    };
+    assert_eq!(place("smcached"), place("smcached"));
+    assert_ne!(place("smcached"), place("other"));
+}
+
 #[test]
 fn the_daemons_container_has_no_privilege() {
     if !has_helm() {
@@ -262,15 +317,21 @@ fn bad_values_are_refused_by_an_error_that_names_them() {
         ("tenants: [{name: team-a}]", "'/tenants/0': missing property 'allowSecrets'"),
         ("tenants: [{name: ../a, allowSecrets: [x]}]", "/tenants/0/name"),
         ("tenants: [{name: a, allowSecrets: [x]}, {name: a, allowSecrets: [y]}]", "tenants: two are named a"),
-        ("updateStrategy: {rollingUpdate: {maxSurge: 1}}", "'maxSurge' not allowed"),
+        ("updateStrategy: {rollingUpdate: {maxSurge: -1}}", "/updateStrategy/rollingUpdate/maxSurge"),
+        (
+            "updateStrategy: {rollingUpdate: {maxUnavailable: 1}}",
+            "one of maxSurge and maxUnavailable must be 0",
+        ),
+        ("updateStrategy: {rollingUpdate: {maxSurge: 0}}", "one of maxSurge and maxUnavailable must be 0"),
         ("socketMode: 666", "'/socketMode': got number, want string"),
         ("ops: {port: 80}", "/ops/port"),
         ("config: '[[listener]]'", "config: [[listener]] is written by the chart"),
+        ("config: '[process]'", "config: [process] is written by the chart"),
         ("config: '[ops]'", "config: reload and [ops] are written by the chart"),
         ("flyte: {enabled: true}", "flyte.enabled: needs"),
     ];
     for (values, expected) in bad {
-        let output = with_values("render", values);
+        let output = with_values(&["render"], values);
         let error = String::from_utf8_lossy(&output.stderr);
         assert!(!output.status.success() && error.contains(expected), "{values}: {error}");
     }

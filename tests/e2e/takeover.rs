@@ -16,7 +16,7 @@ use tokio::task::JoinSet;
 use tokio::time::Instant;
 
 use crate::support::client::{Address, Connection};
-use crate::support::daemon::{Daemon, Setup};
+use crate::support::daemon::{Daemon, IN_A_NETWORK_OF_ITS_OWN, Setup};
 use crate::support::fake_aws::FakeAws;
 use crate::support::is_root;
 
@@ -189,7 +189,7 @@ async fn one_that_is_to_wait_serves_nobody_and_ends_when_told() {
     read_all(&daemon).await;
     daemon.wait_ready().await;
     assert!(old.is_running() && old.log().contains("the values in memory are wiped"));
-    assert!(Command::new("kill").arg(old.pid().to_string()).status().unwrap().success());
+    old.signal("TERM");
     assert_eq!(old.exit().await.code(), Some(0));
     read_all(&daemon).await;
     assert_eq!(aws.calls(), calls);
@@ -203,7 +203,7 @@ async fn of_another_network_only_unix_sockets_are_taken_over() {
     let (_private, socket) = private();
     let (aws, mut daemon) = warm(&socket, "").await;
     let calls = aws.calls();
-    let mut old = daemon.replace(&["unshare", "--net", "sh", "-c", "ip link set lo up && exec \"$@\"", "sh"]);
+    let mut old = daemon.replace(&IN_A_NETWORK_OF_ITS_OWN);
     daemon.logs(TAKEN).await;
     assert_eq!(old.exit().await.code(), Some(0));
     read_all(&daemon).await;

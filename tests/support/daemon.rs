@@ -204,6 +204,10 @@ impl Setup {
     }
 }
 
+/// As a pod has one; for [`Daemon::replace`]. Only root can do it.
+pub const IN_A_NETWORK_OF_ITS_OWN: [&str; 6] =
+    ["unshare", "--net", "sh", "-c", "ip link set lo up && exec \"$@\"", "sh"];
+
 /// A process that another one is to take the place of. Killed when dropped, and its log searched for secrets.
 pub struct Predecessor {
     process: Child,
@@ -227,6 +231,10 @@ impl Predecessor {
         eventually(&format!("a log line with {text:?}"), PATIENCE, async || self.log().contains(text)).await;
     }
 
+    pub fn signal(&self, name: &str) {
+        signal(self.pid(), name);
+    }
+
     pub async fn exit(&mut self) -> ExitStatus {
         exit(&mut self.process, &self.log).await
     }
@@ -238,6 +246,11 @@ impl Drop for Predecessor {
         let _ = self.process.wait();
         leaks::check("a log", &fs::read(&self.log).unwrap_or_default());
     }
+}
+
+fn signal(pid: u32, name: &str) {
+    let status = Command::new("kill").arg(format!("-{name}")).arg(pid.to_string()).status();
+    assert!(status.unwrap().success());
 }
 
 /// Waits for the end of a process.
@@ -394,8 +407,7 @@ impl Daemon {
 
     /// Sends it a signal, such as `TERM`.
     pub fn signal(&self, name: &str) {
-        let status = Command::new("kill").arg(format!("-{name}")).arg(self.pid().to_string()).status();
-        assert!(status.unwrap().success());
+        signal(self.pid(), name);
     }
 
     /// Waits for its end.

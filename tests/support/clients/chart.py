@@ -1,9 +1,9 @@
 """The chart as Helm renders it, and manifests as Kubernetes' own schemas have them. Prints JSON.
 
-chart.py render CHART VALUES    {"manifests": [..], "notes": ".."}; on bad values, Helm's error, and exits 1
-chart.py lint CHART VALUES      the findings of `helm lint --strict`
-chart.py validate VERSION       reads a list of manifests, as YAML or JSON;
-                                {"errors": [..], "unknown": [kinds without a schema]}
+chart.py render CHART VALUES [RELEASE]    {"manifests": [..], "notes": ".."}; on bad values, Helm's error, and exits 1
+chart.py lint CHART VALUES                the findings of `helm lint --strict`
+chart.py validate VERSION                 reads a list of manifests, as YAML or JSON;
+                                          {"errors": [..], "unknown": [kinds without a schema]}
 """
 
 import json
@@ -13,14 +13,14 @@ import sys
 import yaml
 
 
-def render(chart, values):
+def render(chart, values, release="smcached"):
     import helm_python
 
     # The order of the files is the chart's; what a template leaves empty is dropped.
     try:
         with helm_python.Chart.load(chart) as loaded:
             values = yaml.safe_load(pathlib.Path(values).read_text())
-            rendered = loaded.render(values, name="smcached", namespace="smcached")
+            rendered = loaded.render(values, name=release, namespace="smcached")
     except helm_python.HelmError as error:
         sys.exit(str(error))
     notes = "".join(text for path, text in rendered.items() if path.endswith("NOTES.txt"))

@@ -85,6 +85,10 @@ resources:
 volumeMounts:
   - name: sockets
     mountPath: /run/smcached
+  {{- if eq .Values.mode "daemonset" }}
+  - name: takeover
+    mountPath: /run/smcached-takeover
+  {{- end }}
   # The directory and not the file in it, so that changes arrive.
   - name: config
     mountPath: /etc/smcached
