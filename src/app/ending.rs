@@ -3,6 +3,7 @@
 use std::pin::pin;
 use std::time::Duration;
 
+use tokio::task::spawn_blocking;
 use tokio::time::error::Elapsed;
 use tokio::time::timeout;
 
@@ -12,6 +13,7 @@ use crate::cache::Cache;
 use crate::config::AfterTakeover;
 use crate::lifecycle::{Drain, Readiness, ServiceManager, Signals, Supervisor};
 use crate::net::{self, PassedOn};
+use crate::takeover::{self, Terms};
 
 /// How long the end waits for an output of the audit trail that does not take its last lines.
 const AUDIT_PATIENCE: Duration = Duration::from_secs(1);
@@ -32,6 +34,8 @@ pub(super) struct Ending {
     pub(super) keepers: Supervisor,
     pub(super) readiness: Readiness,
     pub(super) service_manager: ServiceManager,
+    /// For whom what is held is left with the service manager, if that keeps it.
+    pub(super) to_leave: Option<Terms>,
     pub(super) drain: Drain,
     pub(super) drain_timeout: Duration,
     /// The ops listener answers until all others are done, unless another process has it.
@@ -70,12 +74,16 @@ impl Ending {
         }
         // What is due is fetched by the next process, or not at all.
         drop(self.keepers);
-        let wipe = || {
+        let to_leave = self.to_leave.filter(|_| is_told);
+        let leave_and_wipe = async {
+            if let Some(terms) = to_leave {
+                leave(&self.cache, terms, &self.service_manager).await;
+            }
             self.cache.close();
             tracing::info!("the values in memory are wiped");
         };
         tokio::select! {
-            finished = finish(self.drain, self.drain_timeout, wipe) => {
+            finished = finish(self.drain, self.drain_timeout, leave_and_wipe) => {
                 if finished.is_err() {
                     tracing::warn!("requests in flight did not finish within drain_timeout and are cut off");
                 }
@@ -106,12 +114,27 @@ async fn second_signal(signals: &mut Signals, is_told: &mut bool) {
     signals.end().await;
 }
 
+/// Leaves what is held with the service manager: for the next process, or, if that is not to come, for nobody.
+async fn leave(cache: &Cache, terms: Terms, service_manager: &ServiceManager) {
+    let held = cache.hand_over();
+    let count = held.len();
+    match spawn_blocking(move || takeover::stored(&held, &terms)).await {
+        Ok(Ok(Some(memory))) => {
+            service_manager.keep(net::STORED, memory).await;
+            tracing::info!(count, "what is held is left with the service manager for the next process");
+        }
+        Ok(Ok(None)) => {}
+        Ok(Err(error)) => tracing::warn!(%error, "what is held cannot be left; the next process starts cold"),
+        Err(error) => tracing::error!(%error, "what is held cannot be left; the next process starts cold"),
+    }
+}
+
 /// Waits for the requests in flight, for so long at most. What is in memory for others is wiped as soon as no others
 /// can come: idle connections are closed after [`net::LINGER`], and what came by them just before is under way.
-async fn finish(drain: Drain, at_most: Duration, wipe: impl FnOnce()) -> Result<(), Elapsed> {
+async fn finish(drain: Drain, at_most: Duration, wipe: impl Future<Output = ()>) -> Result<(), Elapsed> {
     let mut finishing = pin!(timeout(at_most, drain.finish()));
     let finished = timeout(net::LINGER * 2, finishing.as_mut()).await;
-    wipe();
+    wipe.await;
     match finished {
         Ok(finished) => finished,
         Err(_) => finishing.await,

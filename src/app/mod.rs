@@ -24,7 +24,7 @@ use tokio::time::sleep;
 use self::ending::{End, Ending};
 use self::reload::{Reloader, SharedRules};
 use self::succession::Succession;
-use crate::access::{TOKEN_POLL_INTERVAL, TokenError, User};
+use crate::access::{TOKEN_POLL_INTERVAL, TokenError};
 use crate::audit::AuditError;
 use crate::cache::{self, Cache, CacheView};
 use crate::config::{Bind, Config, Environment, EnvironmentError, ListenerConfig};
@@ -35,7 +35,7 @@ use crate::lifecycle::{
 use crate::metrics::Metrics;
 use crate::net::{
     self, Address, BindError, ConnectionLimits, ConnectionMetrics, Listener, Ownership, PassedError,
-    PassedOn, PassedSockets, Patience, Service, UnknownOwner,
+    PassedOn, PassedToProcess, Patience, Service, UnknownOwner,
 };
 use crate::ops::OpsService;
 use crate::projection;
@@ -116,16 +116,16 @@ impl AppError {
 }
 
 /// Runs the daemon until a signal ends it. `path` is where `config` was read from, and is read again on demand. Of the
-/// addresses, those of `passed` are open already.
+/// addresses, those of `passed` are open already; what the process before has left is there too.
 pub async fn run(
     config: Config,
     path: Option<PathBuf>,
     environment: &Environment,
-    passed: PassedSockets,
+    passed: PassedToProcess,
 ) -> Result<(), AppError> {
     environment.check()?;
     environment.check_upstream(&config)?;
-    passed.check(&addresses(&config))?;
+    passed.sockets.check(&addresses(&config))?;
     let identity = parts::identity(&config)?;
     let mut signals = Signals::install().map_err(AppError::Signals)?;
     let mut tasks = Supervisor::default();
@@ -143,13 +143,14 @@ pub async fn run(
     let resolver = Arc::new(resolver(&config));
     let wanted = parts::wanted(&config, &resolver);
     let region = parts::default_region(&config, environment);
-    let own = identity.as_ref().map(|identity| User { uid: identity.uid(), gid: identity.gid() });
-    let projects = parts::projects(&config, &resolver, region.as_deref(), own)?;
+    let projects = parts::projects(&config, &resolver, region.as_deref(), identity.as_ref())?;
     let settings = parts::settings(&config, Arc::clone(&resolver), &metrics);
     let cache = Cache::new(source, settings, metrics.clone());
+    let mut service_manager = ServiceManager::default();
     let mut succession = Succession::begin(&config, environment, region.as_deref(), passed).await;
     let block_until_taken = succession.is_heir().then(|| readiness.block("takeover"));
-    succession.fill(&cache);
+    succession.fill(&cache, &service_manager).await;
+    let to_leave = environment.keeps_descriptors().then(|| succession.terms().clone());
     keepers.spawn("refresher", cache.clone().run());
     tokio::spawn(probe(cache.clone(), succession.is_heir().then(|| readiness.block("source"))));
 
@@ -200,7 +201,6 @@ pub async fn run(
     drop(starting);
     tracing::info!(version = env!("CARGO_PKG_VERSION"), "started");
 
-    let mut service_manager = ServiceManager::default();
     let mut succeeded = Box::pin(succession.run(cache.clone(), block_until_taken));
     let end = until_told(
         &mut signals,
@@ -219,6 +219,7 @@ pub async fn run(
         keepers,
         readiness,
         service_manager,
+        to_leave,
         drain,
         drain_timeout,
         ops_drain,

@@ -164,13 +164,13 @@ fn policy(config: &Config, listener: Option<&str>, region: Option<&str>) -> Poli
 }
 
 /// The directories of files. An owner who does not exist is an error, since the configuration can mend it; so is one who
-/// may not read what would be written for it. `own` is whom files belong to that are given to nobody, if the process is to
-/// go on as another user.
+/// may not read what would be written for it. Files that are given to nobody belong to `identity`, if the process is to go
+/// on as another user.
 pub(super) fn projects(
     config: &Config,
     resolver: &Resolver,
     region: Option<&str>,
-    own: Option<User>,
+    identity: Option<&Identity>,
 ) -> Result<Vec<Project>, AppError> {
     let policy = policy(config, None, region);
     let file = |project: &ProjectConfig, user: User, file: &ProjectedSecret| {
@@ -203,7 +203,7 @@ pub(super) fn projects(
             }
         });
         let owner = Ownership::resolve(project.mode, project.owner.as_deref(), project.group.as_deref())?;
-        let (uid, gid) = owner.effective(own.map(|own| (own.uid, own.gid)));
+        let (uid, gid) = owner.effective(identity.map(|identity| (identity.uid(), identity.gid())));
         let files = project.secrets.iter().map(|wanted| file(project, User { uid, gid }, wanted));
         let files: Vec<Option<ProjectedFile>> = files.collect::<Result<_, AppError>>()?;
         Ok(Project {

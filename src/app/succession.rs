@@ -9,9 +9,11 @@ use tokio::sync::watch;
 use crate::cache::Cache;
 use crate::config::{Config, Environment, SourceConfig};
 use crate::hardening;
-use crate::lifecycle::BlockReady;
-use crate::net::{Address, BindError, Listener, Ownership, Passed, PassedOn, PassedSockets};
-use crate::takeover::{Estate, Inheritance, Terms};
+use crate::lifecycle::{BlockReady, ServiceManager};
+use crate::net::{
+    self, Address, BindError, Listener, Ownership, Passed, PassedOn, PassedSockets, PassedToProcess,
+};
+use crate::takeover::{self, Estate, Held, Inheritance, Terms};
 
 /// What comes from the process before, and goes to the next.
 #[derive(Debug)]
@@ -23,6 +25,10 @@ pub(super) struct Succession {
     /// service manager does that.
     sockets: PassedSockets,
     inheritance: Option<Inheritance>,
+    /// Whether the process before has left something with the service manager.
+    was_left: bool,
+    /// What the process before held, if it is of use.
+    held: Option<Held>,
     /// Labels of the listeners that the process before has left.
     taken: Vec<String>,
     /// Of all that are open, for the next.
@@ -34,24 +40,32 @@ pub(super) struct Succession {
 }
 
 impl Succession {
-    /// Asks the process before for what it has.
+    /// Asks the process before for what it has. If there is none any more, it may have left what it held.
     pub(super) async fn begin(
         config: &Config,
         environment: &Environment,
         region: Option<&str>,
-        sockets: PassedSockets,
+        passed: PassedToProcess,
     ) -> Self {
+        let PassedToProcess { sockets, stored } = passed;
+        let was_left = stored.is_some();
         let terms = Terms { uid: hardening::own_uid(), source: source(config, environment, region) };
         let at = config.process.takeover.clone();
-        let inheritance = match &at {
+        let mut inheritance = match &at {
             Some(path) => Inheritance::claim(path, &terms).await,
             None => None,
+        };
+        let held = match &mut inheritance {
+            Some(inheritance) => inheritance.held(),
+            None => stored.and_then(|file| takeover::restored(file, &terms)),
         };
         Self {
             at,
             terms,
             sockets,
             inheritance,
+            was_left,
+            held,
             taken: Vec::new(),
             to_pass: Vec::new(),
             meeting: None,
@@ -64,11 +78,19 @@ impl Succession {
         self.inheritance.is_some()
     }
 
-    /// Holds what the process before held.
-    pub(super) fn fill(&mut self, cache: &Cache) {
-        if let Some(inheritance) = &mut self.inheritance {
-            inheritance.entries(|entry| cache.take(entry));
+    /// Holds what the process before held. Then the service manager need not.
+    pub(super) async fn fill(&mut self, cache: &Cache, service_manager: &ServiceManager) {
+        if let Some(held) = self.held.take() {
+            held.give(|entry| cache.take(entry));
         }
+        if self.was_left {
+            service_manager.forget(net::STORED).await;
+        }
+    }
+
+    /// What a next process must have in common with this one.
+    pub(super) fn terms(&self) -> &Terms {
+        &self.terms
     }
 
     /// The listener on a TCP address: of the service manager, of the process before, or a new one.

@@ -8,7 +8,7 @@ use super::{ConfigArgs, Exit, complain, load, unreadable};
 use crate::app;
 use crate::config::{Config, Environment, LogFormat, LogLevel, config_path};
 use crate::hardening;
-use crate::net::PassedSockets;
+use crate::net::PassedToProcess;
 use crate::telemetry;
 
 pub(super) const HELP: &str = "\
@@ -35,7 +35,7 @@ pub(super) fn run(args: ConfigArgs, environment: &Environment) -> Exit {
     if let Err(exit) = unreadable(hardening::forbid_dumps) {
         return exit;
     }
-    let passed = match PassedSockets::from_process() {
+    let passed = match PassedToProcess::from_process(environment.descriptor_names()) {
         Ok(passed) => passed,
         Err(error) => {
             complain(&error);

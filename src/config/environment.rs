@@ -40,6 +40,10 @@ pub struct Environment {
     aws_ca_bundle: Option<PathBuf>,
     /// Where the AWS SDK finds credentials in files.
     credential_files: Vec<PathBuf>,
+    /// `LISTEN_FDNAMES` of `sd_listen_fds(3)`.
+    descriptor_names: Option<String>,
+    /// `FDSTORE`, as systemd sets it since version 254, with `NOTIFY_SOCKET`.
+    keeps_descriptors: bool,
     /// `LOG_SENSITIVE_BODIES`: makes the AWS SDK log what it receives.
     log_sensitive_bodies: bool,
 }
@@ -129,6 +133,9 @@ impl Environment {
             secret_filename: value("SECRET_FILENAME"),
             aws_ca_bundle: value("AWS_CA_BUNDLE").map(PathBuf::from),
             credential_files: credential_files(value),
+            descriptor_names: value("LISTEN_FDNAMES"),
+            keeps_descriptors: value("NOTIFY_SOCKET").is_some()
+                && value("FDSTORE").and_then(|most| most.parse::<u32>().ok()).is_some_and(|most| most > 0),
             log_sensitive_bodies: value("LOG_SENSITIVE_BODIES")
                 .is_some_and(|value| value.eq_ignore_ascii_case("true")),
         }
@@ -183,6 +190,16 @@ impl Environment {
     /// The files from which the AWS SDK takes credentials, whether they exist or not.
     pub fn credential_files(&self) -> Vec<PathBuf> {
         self.credential_files.clone()
+    }
+
+    /// What the service manager calls the descriptors that it has passed, in their order.
+    pub fn descriptor_names(&self) -> impl Iterator<Item = &str> {
+        self.descriptor_names.iter().flat_map(|names| names.split(':'))
+    }
+
+    /// Whether the service manager keeps descriptors from one process to the next: those of memory too.
+    pub fn keeps_descriptors(&self) -> bool {
+        self.keeps_descriptors
     }
 
     /// The secret that an init container is to fetch.

@@ -1,10 +1,14 @@
 //! What the service manager that started the process is told: systemd, as in `sd_notify(3)`. Where there is none, or one
 //! that does not want to know, nothing happens.
 
+use std::fs::File;
 use std::future::{Future, pending};
+use std::os::fd::AsFd;
 use std::time::Duration;
 
-use sd_notify::NotifyState::{self, Ready, Reloading, Status, Stopping, Watchdog};
+use sd_notify::NotifyState::{
+    self, FdName, FdStore, FdStoreRemove, Ready, Reloading, Status, Stopping, Watchdog,
+};
 use tokio::task::spawn_blocking;
 use tokio::time::{MissedTickBehavior, interval, timeout};
 
@@ -22,6 +26,16 @@ impl ServiceManager {
     /// Whether it knows that the process was ready once.
     pub fn is_started(&self) -> bool {
         self.is_started
+    }
+
+    /// Leaves a file with it, to be passed to the next process under this name. If there is none, that is freed.
+    pub async fn keep(&self, name: &'static str, file: File) {
+        tell_with(vec![FdStore, FdName(name)], Some(file)).await;
+    }
+
+    /// What is kept under this name is not needed any more.
+    pub async fn forget(&self, name: &'static str) {
+        tell(vec![FdStoreRemove, FdName(name)]).await;
     }
 
     /// What there is to wait for may take a while.
@@ -72,9 +86,17 @@ pub async fn watchdog() {
     }
 }
 
-/// Sends it from a thread of its own: a service manager that is stuck must not hold up those who are served.
 async fn tell(news: Vec<NotifyState<'static>>) {
-    let told = timeout(PATIENCE, spawn_blocking(move || sd_notify::notify(&news))).await;
+    tell_with(news, None).await;
+}
+
+/// Sends it from a thread of its own: a service manager that is stuck must not hold up those who are served.
+async fn tell_with(news: Vec<NotifyState<'static>>, file: Option<File>) {
+    let tell = move || match &file {
+        Some(file) => sd_notify::notify_with_fds(&news, &[file.as_fd()]),
+        None => sd_notify::notify(&news),
+    };
+    let told = timeout(PATIENCE, spawn_blocking(tell)).await;
     let error = match told {
         Ok(Ok(Ok(()))) => return,
         Ok(Ok(Err(error))) => error.to_string(),

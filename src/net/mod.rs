@@ -22,7 +22,7 @@ pub use connection::{Activity, ConnectionLimits, LINGER, Service, serve};
 pub use descriptors::raise_descriptor_limit;
 pub use listener::{BindError, Listener};
 pub use ownership::{Ownership, UnknownOwner};
-pub use passed::{Address, PassedError, PassedSockets};
+pub use passed::{Address, PassedError, PassedSockets, PassedToProcess, STORED};
 pub use passing::{Passed, PassedFile, PassedOn};
 pub use patience::Patience;
 pub use unix::UnixSocket;

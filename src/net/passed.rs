@@ -1,8 +1,9 @@
 //! Sockets that another process has opened and passed to this one, as systemd does (`sd_listen_fds(3)`): they stay open
-//! while the daemon is restarted, and whoever connects meanwhile waits in their queue.
+//! while the daemon is restarted, and whoever connects meanwhile waits in their queue. What the process before has left
+//! with systemd comes along with them.
 
 use std::fmt;
-use std::fs;
+use std::fs::{self, File};
 use std::io;
 use std::net::{SocketAddr, TcpListener};
 use std::os::fd::OwnedFd;
@@ -11,6 +12,7 @@ use std::path::{Path, PathBuf};
 
 use listenfd::ListenFd;
 use nix::sys::socket::{getsockopt, sockopt};
+use nix::unistd::close;
 use thiserror::Error;
 
 /// Where a socket listens. Shown as metrics, logs and policies call it: `tcp:<address>` or `unix:<path>`.
@@ -26,6 +28,18 @@ pub enum Address {
 #[derive(Debug, Default)]
 pub struct PassedSockets(Vec<(Address, OwnedFd)>);
 
+/// What systemd calls the memory that one process leaves with it for the next (`FDNAME=` of `sd_notify(3)`).
+pub const STORED: &str = "smcached-held";
+
+/// What was passed to this process.
+#[derive(Debug, Default)]
+pub struct PassedToProcess {
+    /// Sockets that others have opened.
+    pub sockets: PassedSockets,
+    /// What the process before has left under the name of [`STORED`].
+    pub stored: Option<File>,
+}
+
 /// Why a passed socket cannot be served.
 #[derive(Debug, Error)]
 pub enum PassedError {
@@ -34,7 +48,7 @@ pub enum PassedError {
         "of what was passed to the daemon, number {number} cannot be used: {error}; accepted: TCP and Unix stream \
          sockets"
     )]
-    NotASocket {
+    Unusable {
         /// Its place, from 1 on.
         number: usize,
         /// What is wrong with it.
@@ -56,17 +70,27 @@ pub enum PassedError {
     Twice(Address),
 }
 
-impl PassedSockets {
-    /// Takes those of which the environment tells, and what it tells about them away, so that no child takes them for
-    /// its own. To be called before there is a second thread, and before any file is opened.
-    pub fn from_process() -> Result<Self, PassedError> {
+impl PassedToProcess {
+    /// Takes all of which the environment tells, and what it tells about it away, so that no child takes it for its own; with
+    /// the names that they have there, if they have any. To be called before there is a second thread, and before any file
+    /// is opened.
+    pub fn from_process<'a>(names: impl IntoIterator<Item = &'a str>) -> Result<Self, PassedError> {
+        let mut names = names.into_iter();
         let mut passed = ListenFd::from_env();
-        let sockets = (0..passed.len()).map(|index| {
-            take(&mut passed, index).map_err(|error| PassedError::NotASocket { number: index + 1, error })
-        });
-        Ok(Self(sockets.collect::<Result<_, _>>()?))
+        let mut this = Self::default();
+        for index in 0..passed.len() {
+            let unusable = |error| PassedError::Unusable { number: index + 1, error };
+            if names.next() == Some(STORED) {
+                this.stored = take_file(&mut passed, index).map_err(unusable)?;
+            } else {
+                this.sockets.0.push(take(&mut passed, index).map_err(unusable)?);
+            }
+        }
+        Ok(this)
     }
+}
 
+impl PassedSockets {
     /// Complains of the first that no configured address has, or that another has too.
     pub fn check(&self, configured: &[Address]) -> Result<(), PassedError> {
         for (at, (given, _)) in self.0.iter().enumerate() {
@@ -101,6 +125,14 @@ fn take(passed: &mut ListenFd, index: usize) -> io::Result<(Address, OwnedFd)> {
     };
     check_listens(&socket)?;
     Ok((address, socket))
+}
+
+/// A file, opened once more: only unsafe code could own the descriptor that was passed. That one is closed.
+fn take_file(passed: &mut ListenFd, index: usize) -> io::Result<Option<File>> {
+    let Some(descriptor) = passed.take_raw_fd(index)? else { return Ok(None) };
+    let file = File::open(format!("/proc/self/fd/{descriptor}"));
+    close(descriptor)?;
+    file.map(Some)
 }
 
 fn check_listens(socket: &OwnedFd) -> io::Result<()> {

@@ -3,11 +3,12 @@
 //! or an error.
 
 use std::fs::File;
-use std::io::{self, ErrorKind, Read, Write};
+use std::io::{self, ErrorKind, Read, Seek, Write};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use serde::{Deserialize, Serialize};
+use tokio::time::Instant;
 use zeroize::Zeroizing;
 
 use crate::cache::Entry;
@@ -180,6 +181,40 @@ impl<R: Read> Iterator for Entries<R> {
             self.left = 0;
         }
         Some(entry)
+    }
+}
+
+/// What another process held.
+#[derive(Debug)]
+pub struct Held {
+    entries: Entries,
+    /// What is held was at least as young as it says at this moment.
+    pub(super) as_of: Instant,
+}
+
+impl Held {
+    /// Of sealed memory, from where it stands on.
+    pub(super) fn read(memory: File, as_of: Instant) -> io::Result<Self> {
+        let mut memory = memory;
+        let length = memory.metadata()?.len().saturating_sub(memory.stream_position()?);
+        Ok(Self { entries: Entries::read(memory, length)?, as_of })
+    }
+
+    /// Gives all of it to `take`, which says whether it is of use; the memory that it came in is freed then.
+    pub fn give(self, mut take: impl FnMut(Entry) -> bool) {
+        let (mut taken, mut left_out) = (0, 0);
+        for entry in self.entries {
+            match entry {
+                Ok(mut entry) => {
+                    let on_the_way = self.as_of.elapsed();
+                    entry.age += on_the_way;
+                    entry.idle += on_the_way;
+                    if take(entry) { taken += 1 } else { left_out += 1 }
+                }
+                Err(error) => tracing::error!(%error, "what the old process holds cannot be read to its end"),
+            }
+        }
+        tracing::info!(taken, left_out, "what the old process held is held here");
     }
 }
 

@@ -7,9 +7,8 @@ use tokio::net::UnixStream;
 use tokio::time::{Instant, timeout};
 
 use super::channel::Channel;
-use super::entries::{self, Entries};
+use super::entries::{self, Held};
 use super::{Claim, Holdings, Listener, PATIENCE, PROTOCOL, Reply, Taken, Terms, memory, network};
-use crate::cache::Entry;
 use crate::net::{Passed, PassedFile};
 
 /// What an old process has left to this one.
@@ -17,9 +16,7 @@ use crate::net::{Passed, PassedFile};
 pub struct Inheritance {
     channel: Channel,
     listeners: Vec<Passed>,
-    entries: Option<Entries>,
-    /// What is held was at least as young as it says at this moment.
-    asked_at: Instant,
+    held: Option<Held>,
 }
 
 impl Inheritance {
@@ -79,7 +76,7 @@ impl Inheritance {
             };
             listeners.push(Passed { label, socket, file });
         }
-        let entries = match withheld {
+        let held = match withheld {
             Some(reason) => {
                 tracing::warn!(
                     version,
@@ -90,13 +87,12 @@ impl Inheritance {
             }
             None => {
                 let (Holdings {}, descriptors) = channel.receive().await?;
-                let memory = memory::received(descriptors.into_iter().next().ok_or(ErrorKind::InvalidData)?)?;
-                let length = memory.metadata()?.len();
-                Some(Entries::read(memory, length)?)
+                let memory = descriptors.into_iter().next().ok_or(ErrorKind::InvalidData)?;
+                Some(Held::read(memory::received(memory.into())?, asked_at)?)
             }
         };
         tracing::info!(version, listeners = count, "taking over from the old process");
-        Ok(Self { channel, listeners, entries, asked_at })
+        Ok(Self { channel, listeners, held })
     }
 
     /// A listener of the old process; once.
@@ -105,22 +101,9 @@ impl Inheritance {
         Some(self.listeners.swap_remove(at))
     }
 
-    /// Gives all that was held to `take`, which says whether it is of use; the memory that it came in is freed then.
-    pub fn entries(&mut self, mut take: impl FnMut(Entry) -> bool) {
-        let Some(entries) = self.entries.take() else { return };
-        let (mut taken, mut left_out) = (0, 0);
-        for entry in entries {
-            match entry {
-                Ok(mut entry) => {
-                    let on_the_way = self.asked_at.elapsed();
-                    entry.age += on_the_way;
-                    entry.idle += on_the_way;
-                    if take(entry) { taken += 1 } else { left_out += 1 }
-                }
-                Err(error) => tracing::error!(%error, "what the old process holds cannot be read to its end"),
-            }
-        }
-        tracing::info!(taken, left_out, "what the old process held is held here");
+    /// What was held, if it is of use; once.
+    pub fn held(&mut self) -> Option<Held> {
+        self.held.take()
     }
 
     /// Tells the old process that this one serves, by these listeners. What it has left over is closed.

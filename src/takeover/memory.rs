@@ -3,7 +3,6 @@
 
 use std::fs::File;
 use std::io::{self, Seek};
-use std::os::fd::OwnedFd;
 
 use rustix::fs::{MemfdFlags, SealFlags, fcntl_add_seals, fcntl_get_seals, memfd_create};
 use rustix::io::Errno;
@@ -26,11 +25,11 @@ pub(super) fn sealed(write: impl FnOnce(&mut File) -> io::Result<()>) -> io::Res
 }
 
 /// A file that somebody else has sealed, from its beginning.
-pub(super) fn received(descriptor: OwnedFd) -> io::Result<File> {
-    if !fcntl_get_seals(&descriptor)?.contains(UNCHANGING) {
+pub(super) fn received(file: File) -> io::Result<File> {
+    if !fcntl_get_seals(&file)?.contains(UNCHANGING) {
         return Err(io::Error::other("the memory that was passed is not sealed"));
     }
-    let mut file = File::from(descriptor);
+    let mut file = file;
     file.rewind()?;
     Ok(file)
 }

@@ -9,12 +9,14 @@
 //! - `entries`: what is held, as bytes.
 //! - `memory`: a file that is only in memory, and that nobody can change.
 //! - `heir` and `estate`: the new process's side, and the old one's.
+//! - `stored`: what is held, where no process runs between the old one and the new one.
 
 mod channel;
 mod entries;
 mod estate;
 mod heir;
 mod memory;
+mod stored;
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -23,8 +25,10 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+pub use self::entries::Held;
 pub use self::estate::Estate;
 pub use self::heir::Inheritance;
+pub use self::stored::{restored, stored};
 
 /// The version of the messages. Members may be added to them without another one.
 const PROTOCOL: u32 = 1;

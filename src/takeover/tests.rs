@@ -3,7 +3,10 @@
 use std::io::{Read, Seek, Write};
 use std::os::fd::AsFd;
 
+use proptest::collection::vec;
+use proptest::prelude::*;
 use tokio::net::UnixStream;
+use tokio::time::Instant;
 
 use super::channel::Channel;
 use super::*;
@@ -29,10 +32,10 @@ fn sealed_memory_reads_from_its_beginning_and_nobody_can_change_it() {
     other.rewind().unwrap();
     assert!(other.write_all(b"x").is_err() && other.set_len(0).is_err() && other.set_len(99).is_err());
     let mut content = String::new();
-    memory::received(memory.into()).unwrap().read_to_string(&mut content).unwrap();
+    memory::received(memory).unwrap().read_to_string(&mut content).unwrap();
     assert_eq!(content, "content");
     let unsealed = tempfile::tempfile().unwrap();
-    assert!(memory::received(unsealed.into()).is_err());
+    assert!(memory::received(unsealed).is_err());
 }
 
 #[tokio::test]
@@ -57,9 +60,48 @@ async fn messages_and_their_descriptors_arrive_together_and_in_order() {
     assert_eq!((text.as_str(), last.len()), ("last", 1));
     for (descriptor, expected) in descriptors.into_iter().chain(last).zip(["first", "second", "second"]) {
         let mut content = String::new();
-        memory::received(descriptor).unwrap().read_to_string(&mut content).unwrap();
+        memory::received(descriptor.into()).unwrap().read_to_string(&mut content).unwrap();
         assert_eq!(content, expected);
     }
     sending.await.unwrap();
     assert!(other.receive::<String>().await.is_err(), "the other end is closed");
+}
+
+fn terms(source: Option<BTreeMap<String, String>>) -> Terms {
+    Terms { uid: 0, source }
+}
+
+#[test]
+fn what_is_left_is_for_a_process_with_the_same_source_only() {
+    let ours = terms(Some(source(&[("region", "us-west-2")])));
+    let theirs = terms(Some(source(&[("region", "us-east-1")])));
+    assert!(stored(&[], &terms(None)).unwrap().is_none(), "secrets of a file are read anew");
+    for (terms, is_taken) in [(&ours, true), (&theirs, false), (&terms(None), false)] {
+        let left = stored(&[], &ours).unwrap().unwrap();
+        assert_eq!(restored(left, terms).is_some(), is_taken, "{terms:?}");
+    }
+}
+
+#[tokio::test]
+async fn what_is_left_ages() {
+    let ours = terms(Some(BTreeMap::new()));
+    let left = stored(&[], &ours).unwrap().unwrap();
+    let before = Instant::now();
+    std::thread::sleep(Duration::from_millis(20));
+    let held = restored(left, &ours).unwrap();
+    assert!(held.as_of <= before + Duration::from_millis(10), "it is as of when it was written");
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(256))]
+
+    #[test]
+    fn nothing_that_is_left_makes_it_panic(mut garbage in vec(any::<u8>(), 0..300), is_short in any::<bool>()) {
+        // A length that there may be.
+        if is_short && let Some(length) = garbage.get_mut(1..4) {
+            length.fill(0);
+        }
+        let left = memory::sealed(|file| file.write_all(&garbage)).unwrap();
+        prop_assert!(restored(left, &terms(Some(BTreeMap::new()))).is_none());
+    }
 }

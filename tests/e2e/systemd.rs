@@ -2,7 +2,9 @@
 //! own as process 1: `systemd-socket-activate` opens the sockets, a shell starts the daemon again as a unit's `Restart=` does,
 //! and the test itself listens to what the daemon tells.
 
-use std::fs;
+use std::fs::{self, File};
+use std::io::{IoSliceMut, Write};
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::process::{Command, Output};
@@ -10,15 +12,17 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
+use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, recvmsg};
 use tempfile::TempDir;
+use tokio::io::Interest;
 use tokio::net::UnixDatagram;
 use tokio::task::JoinSet;
-use tokio::time::timeout;
+use tokio::time::{Instant, sleep, timeout};
 
 use crate::support::client::{Address, Connection};
 use crate::support::daemon::{Daemon, Setup, TCP_PORT};
 use crate::support::fake_aws::FakeAws;
-use crate::support::{eventually, is_root};
+use crate::support::{eventually, in_repository, is_root};
 
 const SECRETS: &str = "[[secret]]\nname = \"a/b\"\nstring = \"hunter2-hunter2\"\n";
 
@@ -195,10 +199,131 @@ impl Told {
     }
 
     async fn any(&mut self) -> String {
+        self.with_descriptors().await.0
+    }
+
+    /// The next thing that is told, and what comes with it.
+    async fn with_descriptors(&mut self) -> (String, Vec<OwnedFd>) {
         let mut buffer = [0; 4096];
-        let length =
-            timeout(PATIENCE, self.socket.recv(&mut buffer)).await.expect("nothing is told").unwrap();
-        String::from_utf8(buffer[..length].to_vec()).unwrap()
+        let receive = || {
+            let mut space = [0; rustix::cmsg_space!(ScmRights(4))];
+            let mut control = RecvAncillaryBuffer::new(&mut space);
+            let into = &mut [IoSliceMut::new(&mut buffer)];
+            let length = recvmsg(&self.socket, into, &mut control, RecvFlags::CMSG_CLOEXEC)?.bytes;
+            let rights = control.drain().filter_map(|message| match message {
+                RecvAncillaryMessage::ScmRights(descriptors) => Some(descriptors),
+                _ => None,
+            });
+            Ok((length, rights.flatten().collect()))
+        };
+        let told = timeout(PATIENCE, self.socket.async_io(Interest::READABLE, receive)).await;
+        let (length, descriptors) = told.expect("nothing is told").unwrap();
+        (String::from_utf8(buffer[..length].to_vec()).unwrap(), descriptors)
+    }
+
+    /// What a process leaves that ends.
+    async fn left(&mut self) -> File {
+        loop {
+            let (message, descriptors) = self.with_descriptors().await;
+            if let Some(descriptor) = descriptors.into_iter().next() {
+                assert_eq!(message, "FDSTORE=1\nFDNAME=smcached-held\n");
+                return descriptor.into();
+            }
+        }
+    }
+
+    async fn is_told(&mut self, expected: &str) {
+        while self.next().await != expected {}
+    }
+}
+
+/// Runs the daemon as a systemd does that has kept this file for it.
+fn with_kept(setup: Setup, file: &File) -> Setup {
+    let path = format!("/proc/{}/fd/{}", std::process::id(), file.as_raw_fd());
+    let run =
+        format!("exec 3<{path}; LISTEN_FDS=1 LISTEN_PID=$$ LISTEN_FDNAMES=smcached-held exec \"$0\" \"$@\"");
+    setup.under(&["/bin/sh", "-c", &run])
+}
+
+/// A daemon that holds something, and a systemd that keeps descriptors.
+async fn that_is_kept() -> (FakeAws, Setup, Told, Daemon, TempDir) {
+    let directory = tempfile::tempdir().unwrap();
+    let told = Told::listen(&directory);
+    let aws = FakeAws::start();
+    aws.put("a/b", "hunter2-hunter2");
+    let socket = directory.path().join("notify");
+    let setup =
+        Setup::with_aws(&aws.url()).env("NOTIFY_SOCKET", socket.to_str().unwrap()).env("FDSTORE", "1");
+    let daemon = setup.clone().start().await;
+    assert_eq!(daemon.get("/secret/a/b").await.text(), "hunter2-hunter2");
+    (aws, setup, told, daemon, directory)
+}
+
+const FORGOTTEN: &str = "FDSTOREREMOVE=1\nFDNAME=smcached-held\n";
+
+#[tokio::test]
+async fn what_is_held_outlasts_a_restart_and_costs_no_call() {
+    let (aws, setup, mut told, daemon, _directory) = that_is_kept().await;
+    let calls = aws.calls();
+    let held_since = Instant::now();
+    let directory = daemon.into_directory("TERM").await;
+    let left = told.left().await;
+    let mut writer = File::options().write(true).open(format!("/proc/self/fd/{}", left.as_raw_fd())).unwrap();
+    assert!(writer.write_all(b"x").is_err(), "it is sealed");
+    assert_eq!(
+        fs::read_link(format!("/proc/self/fd/{}", left.as_raw_fd())).unwrap().to_str().unwrap(),
+        "/memfd:smcached (deleted)"
+    );
+    sleep(Duration::from_secs(1)).await;
+
+    let mut daemon = with_kept(setup, &left).launch_in(directory);
+    daemon.wait_ready().await;
+    told.is_told(FORGOTTEN).await;
+    let answer = daemon.get("/secret/a/b").await;
+    assert_eq!(answer.text(), "hunter2-hunter2");
+    assert!(answer.header("cache-status").starts_with("smcached; hit"), "{answer:?}");
+    let age: u64 = answer.header("age").parse().unwrap();
+    assert!(age >= 1 && age <= held_since.elapsed().as_secs() + 1, "no value has become younger: {answer:?}");
+    assert_eq!(aws.calls(), calls);
+    daemon.signal("TERM");
+    told.left().await;
+    assert_eq!(daemon.exit().await.code(), Some(0));
+}
+
+#[tokio::test]
+async fn what_is_of_no_use_to_the_next_process_is_dropped() {
+    let (aws, setup, mut told, daemon, _directory) = that_is_kept().await;
+    let mut directory = daemon.into_directory("TERM").await;
+    let of_another_user = told.left().await;
+    let other = setup.env("AWS_SHARED_CREDENTIALS_FILE", "/nowhere");
+    let no_memory = tempfile::tempfile().unwrap();
+    for (left, expected) in [
+        (of_another_user, "have another source: AWS_SHARED_CREDENTIALS_FILE differ"),
+        (no_memory, "what the old process has left cannot be read"),
+    ] {
+        let calls = aws.calls();
+        let daemon = with_kept(other.clone(), &left).launch_in(directory);
+        daemon.wait_ready().await;
+        told.is_told(FORGOTTEN).await;
+        daemon.logs(expected).await;
+        daemon.get("/secret/a/b").await;
+        assert_eq!(aws.calls(), calls + 1, "it starts cold");
+        directory = daemon.into_directory("TERM").await;
+    }
+}
+
+#[tokio::test]
+async fn nothing_is_left_where_nothing_is_kept() {
+    let (_aws, setup, mut told, daemon, _directory) = that_is_kept().await;
+    drop(daemon);
+    for fd_store in ["0", ""] {
+        let mut daemon = setup.clone().env("FDSTORE", fd_store).start().await;
+        daemon.get("/secret/a/b").await;
+        daemon.signal("TERM");
+        assert_eq!(daemon.exit().await.code(), Some(0));
+        told.is_told("STOPPING=1\nSTATUS=finishing requests in flight\n").await;
+        let mut next = [0; 64];
+        assert!(told.socket.try_recv(&mut next).is_err(), "it is the last that is told");
     }
 }
 
@@ -271,15 +396,13 @@ async fn a_service_manager_that_is_gone_is_no_reason_to_end() {
     assert_eq!(daemon.get("/secret/a/b").await.text(), "hunter2-hunter2");
 }
 
-/// The files of `config/systemd` in a directory, with the built binary in the place of the installed one.
+/// The units of `config/systemd` in a directory, with the built binary in the place of the installed one.
 fn installed() -> TempDir {
     let directory = tempfile::tempdir().unwrap();
-    let from = Path::new(env!("CARGO_MANIFEST_DIR")).join("config/systemd");
-    for entry in fs::read_dir(from).unwrap() {
-        let entry = entry.unwrap();
-        let text =
-            fs::read_to_string(entry.path()).unwrap().replace("/usr/local/bin/smcached", crate::SMCACHED);
-        fs::write(directory.path().join(entry.file_name()), text).unwrap();
+    for unit in ["smcached.service", "smcached.socket"] {
+        let text = fs::read_to_string(in_repository("config/systemd").join(unit)).unwrap();
+        let text = text.replace("ExecStart=smcached ", &format!("ExecStart={} ", crate::SMCACHED));
+        fs::write(directory.path().join(unit), text).unwrap();
     }
     directory
 }
@@ -331,7 +454,8 @@ fn the_user_and_the_directories_are_made_as_the_service_needs_them() {
     for kind in ["sysusers", "tmpfiles"] {
         let place = directory.path().join(format!("etc/{kind}.d"));
         fs::create_dir_all(&place).unwrap();
-        fs::copy(directory.path().join(format!("smcached.{kind}")), place.join("smcached.conf")).unwrap();
+        let file = in_repository(&format!("config/systemd/{kind}.d/smcached.conf"));
+        fs::copy(file, place.join("smcached.conf")).unwrap();
     }
     let users = run("systemd-sysusers", &directory, &[&root]);
     assert!(users.status.success(), "{}", text(&users.stderr));
