@@ -5,7 +5,7 @@
 
 use std::collections::BTreeSet;
 use std::fs;
-use std::io;
+use std::io::{self, Write};
 use std::process::Stdio;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -19,7 +19,7 @@ use crate::support::daemon::{Daemon, Setup, smcached};
 use crate::support::fake_aws::FakeAws;
 use crate::support::faults::Fault;
 use crate::support::prometheus::{Prometheus, RULES, promtool};
-use crate::support::{eventually, free_port, in_repository};
+use crate::support::{eventually, free_port, in_repository, python};
 
 /// How long an alert may take to fire, or to be over. None has a window or a `for` of more than 15 hurried
 /// minutes.
@@ -397,6 +397,26 @@ async fn check_rules(prometheus: &Prometheus) {
         names.insert(name.to_owned());
     }
     assert_eq!(names, alerts());
+}
+
+/// What Grafana's own schema does not know of a dashboard.
+fn unknown_to_grafana(dashboard: &str) -> Vec<String> {
+    let home = tempfile::tempdir().unwrap();
+    let mut command = python::script("python", "dashboard.py", home.path());
+    let mut process = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
+    process.stdin.take().unwrap().write_all(dashboard.as_bytes()).unwrap();
+    let unknown = python::printed(&process.wait_with_output().unwrap());
+    let unknown: Vec<String> = serde_json::from_str(&unknown).unwrap();
+    // Grafana writes it itself, beside `query`.
+    unknown.into_iter().filter(|path| !path.starts_with("/templating/") || !path.ends_with("/definition")).collect()
+}
+
+#[test]
+fn grafana_knows_all_that_the_dashboard_says() {
+    let dashboard = read(DASHBOARD);
+    assert_eq!(unknown_to_grafana(&dashboard), Vec::<String>::new());
+    let misspelt = dashboard.replacen("\"gridPos\"", "\"gridPosition\"", 1);
+    assert_eq!(unknown_to_grafana(&misspelt), ["/panels/0/gridPosition"]);
 }
 
 /// Every panel is explained and has a unit, and every query returns something from the daemons that are
