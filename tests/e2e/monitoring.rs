@@ -408,7 +408,10 @@ fn unknown_to_grafana(dashboard: &str) -> Vec<String> {
     let unknown = python::printed(&process.wait_with_output().unwrap());
     let unknown: Vec<String> = serde_json::from_str(&unknown).unwrap();
     // Grafana writes it itself, beside `query`.
-    unknown.into_iter().filter(|path| !path.starts_with("/templating/") || !path.ends_with("/definition")).collect()
+    unknown
+        .into_iter()
+        .filter(|path| !path.starts_with("/templating/") || !path.ends_with("/definition"))
+        .collect()
 }
 
 #[test]

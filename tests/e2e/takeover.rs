@@ -18,10 +18,13 @@ use tokio::time::Instant;
 use crate::support::client::{Address, Connection};
 use crate::support::daemon::{Daemon, IN_A_NETWORK_OF_ITS_OWN, Setup};
 use crate::support::fake_aws::FakeAws;
-use crate::support::is_root;
+use crate::support::memory::Canaries;
+use crate::support::{eventually, is_root};
 
 const TAKEN: &str = "this process has taken over";
 const SECRETS: usize = 20;
+
+const PATIENCE: Duration = Duration::from_secs(20);
 
 /// A private directory, apart from the daemon's own.
 fn private() -> (TempDir, PathBuf) {
@@ -193,6 +196,35 @@ async fn one_that_is_to_wait_serves_nobody_and_ends_when_told() {
     assert_eq!(old.exit().await.code(), Some(0));
     read_all(&daemon).await;
     assert_eq!(aws.calls(), calls);
+}
+
+#[tokio::test]
+async fn one_that_waits_has_forgotten_what_it_held() {
+    if !is_root("read the memory of another process") {
+        return;
+    }
+    let (_private, socket) = private();
+    let aws = FakeAws::start();
+    let values: Vec<String> =
+        (0..SECRETS).map(|_| (0..500).map(|_| fastrand::alphanumeric()).collect()).collect();
+    let names: Vec<String> = (0..SECRETS).map(|index| format!("long/{index}")).collect();
+    for (name, value) in names.iter().zip(&values) {
+        aws.put(name, value.as_str());
+    }
+    let mut daemon = setup(&aws, &socket, "after_takeover = \"wait\"").start().await;
+    for name in &names {
+        assert_eq!(daemon.get(&format!("/secret/{name}")).await.status, 200);
+    }
+    let old = daemon.replace(&[]);
+    daemon.logs(TAKEN).await;
+    old.logs("waiting to be told to end").await;
+    let canaries = Canaries::new(names.iter().zip(&values).map(|(name, value)| (&**name, value.as_bytes())));
+    let held = canaries.find_in(daemon.pid());
+    assert!(names.iter().all(|name| held.iter().any(|found| found.is_of(name))), "the next one holds them");
+    eventually("nothing of them is left in the old one", PATIENCE, async || {
+        canaries.find_in(old.pid()).is_empty()
+    })
+    .await;
 }
 
 #[tokio::test]
