@@ -44,7 +44,7 @@ pub fn stored(entries: &[Entry], terms: &Terms) -> io::Result<Option<File>> {
 
 /// What [`stored`] has made. Why it is of no use is said.
 pub fn restored(file: File, terms: &Terms) -> Option<Held> {
-    match open(file, terms) {
+    match open(file, terms, since_boot()) {
         Ok(Ok(held)) => Some(held),
         Ok(Err(reason)) => {
             tracing::warn!(reason, "what the old process held is not taken over; starting cold");
@@ -58,7 +58,7 @@ pub fn restored(file: File, terms: &Terms) -> Option<Held> {
 }
 
 /// The inner error is why it is for another process.
-fn open(file: File, terms: &Terms) -> io::Result<Result<Held, String>> {
+pub(super) fn open(file: File, terms: &Terms, since_boot: Duration) -> io::Result<Result<Held, String>> {
     let mut file = memory::received(file)?;
     let mut length = [0; 4];
     file.read_exact(&mut length)?;
@@ -76,12 +76,12 @@ fn open(file: File, terms: &Terms) -> io::Result<Result<Held, String>> {
         return Ok(Err(difference));
     }
     let now = Instant::now();
-    let as_of = now.checked_sub(since_boot().saturating_sub(label.at)).unwrap_or(now);
+    let as_of = now.checked_sub(since_boot.saturating_sub(label.at)).unwrap_or(now);
     Held::read(file, as_of).map(Ok)
 }
 
 /// By a clock that two processes have in common, which nobody sets, and which does not stop while the machine sleeps.
-fn since_boot() -> Duration {
+pub(super) fn since_boot() -> Duration {
     let now = clock_gettime(ClockId::Boottime);
     Duration::new(now.tv_sec.unsigned_abs(), u32::try_from(now.tv_nsec).unwrap_or_default())
 }
