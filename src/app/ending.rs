@@ -120,8 +120,9 @@ async fn leave(cache: &Cache, terms: Terms, service_manager: &ServiceManager) {
     let count = held.len();
     match spawn_blocking(move || takeover::stored(&held, &terms)).await {
         Ok(Ok(Some(memory))) => {
-            service_manager.keep(net::STORED, memory).await;
-            tracing::info!(count, "what is held is left with the service manager for the next process");
+            if service_manager.keep(net::STORED, memory).await {
+                tracing::info!(count, "what is held is left with the service manager for the next process");
+            }
         }
         Ok(Ok(None)) => {}
         Ok(Err(error)) => tracing::warn!(%error, "what is held cannot be left; the next process starts cold"),

@@ -28,9 +28,10 @@ impl ServiceManager {
         self.is_started
     }
 
-    /// Leaves a file with it, to be passed to the next process under this name. If there is none, that is freed.
-    pub async fn keep(&self, name: &'static str, file: File) {
-        tell_with(vec![FdStore, FdName(name)], Some(file)).await;
+    /// Leaves a file with it, to be passed to the next process under this name; if there is to be none, it is freed. False
+    /// if it cannot be told.
+    pub async fn keep(&self, name: &'static str, file: File) -> bool {
+        tell_with(vec![FdStore, FdName(name)], Some(file)).await
     }
 
     /// What is kept under this name is not needed any more.
@@ -91,17 +92,18 @@ async fn tell(news: Vec<NotifyState<'static>>) {
 }
 
 /// Sends it from a thread of its own: a service manager that is stuck must not hold up those who are served.
-async fn tell_with(news: Vec<NotifyState<'static>>, file: Option<File>) {
+async fn tell_with(news: Vec<NotifyState<'static>>, file: Option<File>) -> bool {
     let tell = move || match &file {
         Some(file) => sd_notify::notify_with_fds(&news, &[file.as_fd()]),
         None => sd_notify::notify(&news),
     };
     let told = timeout(PATIENCE, spawn_blocking(tell)).await;
     let error = match told {
-        Ok(Ok(Ok(()))) => return,
+        Ok(Ok(Ok(()))) => return true,
         Ok(Ok(Err(error))) => error.to_string(),
         Ok(Err(error)) => error.to_string(),
         Err(error) => error.to_string(),
     };
     tracing::warn!(error, "the service manager cannot be told how the daemon is");
+    false
 }

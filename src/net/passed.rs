@@ -36,8 +36,8 @@ pub const STORED: &str = "smcached-held";
 pub struct PassedToProcess {
     /// Sockets that others have opened.
     pub sockets: PassedSockets,
-    /// What the process before has left under the name of [`STORED`].
-    pub stored: Option<File>,
+    /// What the process before has left under the name of [`STORED`]. A daemon starts without it too.
+    pub stored: Option<io::Result<File>>,
 }
 
 /// Why a passed socket cannot be served.
@@ -81,7 +81,7 @@ impl PassedToProcess {
         for index in 0..passed.len() {
             let unusable = |error| PassedError::Unusable { number: index + 1, error };
             if names.next() == Some(STORED) {
-                this.stored = take_file(&mut passed, index).map_err(unusable)?;
+                this.stored = take_file(&mut passed, index).transpose();
             } else {
                 this.sockets.0.push(take(&mut passed, index).map_err(unusable)?);
             }

@@ -42,9 +42,9 @@ pub fn stored(entries: &[Entry], terms: &Terms) -> io::Result<Option<File>> {
     memory::sealed(write).map(Some)
 }
 
-/// What [`stored`] has made. Why it is of no use is said.
-pub fn restored(file: File, terms: &Terms) -> Option<Held> {
-    match open(file, terms, since_boot()) {
+/// What [`stored`] has made, if it could be had. Why it is of no use is said.
+pub fn restored(file: io::Result<File>, terms: &Terms) -> Option<Held> {
+    match file.and_then(|file| open(file, terms, since_boot())) {
         Ok(Ok(held)) => Some(held),
         Ok(Err(reason)) => {
             tracing::warn!(reason, "what the old process held is not taken over; starting cold");
