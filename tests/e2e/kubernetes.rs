@@ -327,7 +327,11 @@ fn bad_values_are_refused_by_an_error_that_names_them() {
         ("ops: {port: 80}", "/ops/port"),
         ("config: '[[listener]]'", "config: [[listener]] is written by the chart"),
         ("config: '[process]'", "config: [process] is written by the chart"),
-        ("config: '[ops]'", "config: reload and [ops] are written by the chart"),
+        ("config: '[ \"process\" ]'", "config: [process] is written by the chart"),
+        ("config: 'process = {after_takeover = \"exit\"}'", "config: [process] is written by the chart"),
+        ("config: 'process .user = \"root\"'", "config: [process] is written by the chart"),
+        ("config: 'reload = \"signal\"'", "config: reload is written by the chart"),
+        ("config: '[ops]'", "config: [ops] is written by the chart"),
         ("flyte: {enabled: true}", "flyte.enabled: needs"),
     ];
     for (values, expected) in bad {
