@@ -13,17 +13,20 @@ use crate::cache::Cache;
 use crate::config::AfterTakeover;
 use crate::lifecycle::{Drain, Readiness, ServiceManager, Signals, Supervisor};
 use crate::net::{self, PassedOn};
-use crate::takeover::{self, Terms};
+use crate::takeover::{self, Successor, Terms};
 
 /// How long the end waits for an output of the audit trail that does not take its last lines.
 const AUDIT_PATIENCE: Duration = Duration::from_secs(1);
+
+/// How long a process that is to wait does so. Whoever started it ends it by then, or needs it again.
+const WAIT_AT_MOST: Duration = Duration::from_mins(2);
 
 /// Why the process ends as it should.
 pub(super) enum End {
     /// A signal of this name said so.
     Told(&'static str),
     /// Another process has taken over.
-    Succeeded,
+    Succeeded(Successor),
 }
 
 /// What has to end, and how.
@@ -54,16 +57,17 @@ impl Ending {
                 return Err(error);
             }
         };
-        let mut is_told = match end {
+        let successor = match end {
             End::Told(signal) => {
                 tracing::info!(signal, "ending: finishing requests in flight");
-                true
+                None
             }
-            End::Succeeded => {
+            End::Succeeded(successor) => {
                 tracing::info!("another process has taken over: finishing requests in flight");
-                false
+                Some(successor)
             }
         };
+        let mut is_told = successor.is_none();
         self.readiness.start_draining();
         // The next process answers there. When a signal ends this one, nobody else does yet, even if the socket stays open.
         if !is_told && self.ops_passed_on.is_set() {
@@ -94,13 +98,28 @@ impl Ending {
             }
         }
         self.audit.finish(AUDIT_PATIENCE).await;
-        if !is_told && self.after_takeover == AfterTakeover::Wait {
+        let to_wait = !is_told && self.after_takeover == AfterTakeover::Wait;
+        if let Some(successor) = successor.filter(|_| to_wait) {
             tracing::info!("nothing is left to do: waiting to be told to end");
-            signals.end().await;
+            tokio::select! {
+                _ = signals.end() => {}
+                reason = needed_again(successor.gone()) => {
+                    tracing::warn!(reason, "ending without being told, to be started again");
+                }
+            }
             self.service_manager.stopping().await;
         }
         tracing::info!("ended");
         Ok(())
+    }
+}
+
+/// Returns why a process that waits may be needed again, once that is so. An update that is taken back can end the process
+/// that has taken over and keep this one, or leave both, of which only the other serves.
+async fn needed_again(successor_is_gone: impl Future<Output = ()>) -> &'static str {
+    match timeout(WAIT_AT_MOST, successor_is_gone).await {
+        Ok(()) => "the process that has taken over has ended",
+        Err(_) => "nobody has ended this process for two minutes",
     }
 }
 
@@ -139,5 +158,23 @@ async fn finish(drain: Drain, at_most: Duration, wipe: impl Future<Output = ()>)
     match finished {
         Ok(finished) => finished,
         Err(_) => finishing.await,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::future::{pending, ready};
+
+    use tokio::time::Instant;
+
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn a_process_that_waits_does_so_for_two_minutes_at_most() {
+        let since = Instant::now();
+        assert!(needed_again(ready(())).await.contains("has ended"));
+        assert_eq!(since.elapsed(), Duration::ZERO);
+        assert!(needed_again(pending()).await.contains("for two minutes"));
+        assert_eq!(since.elapsed(), WAIT_AT_MOST);
     }
 }

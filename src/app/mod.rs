@@ -41,6 +41,7 @@ use crate::ops::OpsService;
 use crate::projection;
 use crate::server::{Rules, SecretService, Shared};
 use crate::source::file::FileSourceError;
+use crate::takeover::Successor;
 
 /// What is open besides connections to secret listeners, amply.
 const SPARE_DESCRIPTORS: u64 = 256;
@@ -147,9 +148,8 @@ pub async fn run(
     let settings = parts::settings(&config, Arc::clone(&resolver), &metrics);
     let cache = Cache::new(source, settings, metrics.clone());
     let mut service_manager = ServiceManager::default();
-    let mut succession = Succession::begin(&config, environment, region.as_deref(), passed).await;
+    let mut succession = Succession::begin(&config, environment, region.as_deref(), passed, &cache).await;
     let block_until_taken = succession.is_heir().then(|| readiness.block("takeover"));
-    succession.fill(&cache, &service_manager).await;
     let to_leave = environment.keeps_descriptors().then(|| succession.terms().clone());
     keepers.spawn("refresher", cache.clone().run());
     tokio::spawn(probe(cache.clone(), succession.is_heir().then(|| readiness.block("source"))));
@@ -198,6 +198,7 @@ pub async fn run(
             metrics,
         },
     );
+    succession.forget(&service_manager).await;
     drop(starting);
     tracing::info!(version = env!("CARGO_PKG_VERSION"), "started");
 
@@ -272,7 +273,7 @@ async fn until_told(
     [tasks, keepers]: [&mut Supervisor; 2],
     readiness: &Readiness,
     service_manager: &mut ServiceManager,
-    mut succeeded: Pin<&mut impl Future<Output = Result<(), BindError>>>,
+    mut succeeded: Pin<&mut impl Future<Output = Result<Successor, BindError>>>,
 ) -> Result<End, AppError> {
     if !readiness.reasons().is_empty() {
         service_manager.preparing().await;
@@ -283,7 +284,7 @@ async fn until_told(
                 Told::End(signal) => return Ok(End::Told(signal)),
                 Told::Reload => service_manager.during_reload(reloader.reload()).await,
             },
-            succeeded = succeeded.as_mut() => return Ok(succeeded.map(|()| End::Succeeded)?),
+            succeeded = succeeded.as_mut() => return Ok(End::Succeeded(succeeded?)),
             () = reloader.file_changed() => service_manager.during_reload(reloader.reload()).await,
             () = readiness.ready(), if !service_manager.is_started() => service_manager.ready().await,
             end = tasks.first_end() => return Err(AppError::Task(end)),

@@ -13,7 +13,7 @@ use crate::lifecycle::{BlockReady, ServiceManager};
 use crate::net::{
     self, Address, BindError, Listener, Ownership, Passed, PassedOn, PassedSockets, PassedToProcess,
 };
-use crate::takeover::{self, Estate, Held, Inheritance, Terms};
+use crate::takeover::{self, Estate, Inheritance, Successor, Terms};
 
 /// What comes from the process before, and goes to the next.
 #[derive(Debug)]
@@ -27,8 +27,6 @@ pub(super) struct Succession {
     inheritance: Option<Inheritance>,
     /// Whether the process before has left something with the service manager.
     was_left: bool,
-    /// What the process before held, if it is of use.
-    held: Option<Held>,
     /// Labels of the listeners that the process before has left.
     taken: Vec<String>,
     /// Of all that are open, for the next.
@@ -40,12 +38,14 @@ pub(super) struct Succession {
 }
 
 impl Succession {
-    /// Asks the process before for what it has. If there is none any more, it may have left what it held.
+    /// Asks the process before for what it has. If there is none any more, it may have left what it held. That is held in
+    /// `cache` from now on, as far as it is of use.
     pub(super) async fn begin(
         config: &Config,
         environment: &Environment,
         region: Option<&str>,
         passed: PassedToProcess,
+        cache: &Cache,
     ) -> Self {
         let PassedToProcess { sockets, stored } = passed;
         let was_left = stored.is_some();
@@ -59,13 +59,15 @@ impl Succession {
             Some(inheritance) => inheritance.held(),
             None => stored.and_then(|file| takeover::restored(file, &terms)),
         };
+        if let Some(held) = held {
+            held.give(|entry| cache.take(entry));
+        }
         Self {
             at,
             terms,
             sockets,
             inheritance,
             was_left,
-            held,
             taken: Vec::new(),
             to_pass: Vec::new(),
             meeting: None,
@@ -78,11 +80,9 @@ impl Succession {
         self.inheritance.is_some()
     }
 
-    /// Holds what the process before held. Then the service manager need not.
-    pub(super) async fn fill(&mut self, cache: &Cache, service_manager: &ServiceManager) {
-        if let Some(held) = self.held.take() {
-            held.give(|entry| cache.take(entry));
-        }
+    /// The process has come so far that the service manager need not keep what it holds: should it fail before, the next one
+    /// finds that again.
+    pub(super) async fn forget(&self, service_manager: &ServiceManager) {
         if self.was_left {
             service_manager.forget(net::STORED).await;
         }
@@ -117,7 +117,7 @@ impl Succession {
         if let Some(socket) = self.sockets.take(&address) {
             return Listener::passed(socket, address);
         }
-        let take = |passed| Listener::passed_unix(path, Some(ownership), passed);
+        let take = |passed| Listener::passed_unix(path, ownership, directory_mode, passed);
         match self.passed(&address, take) {
             Some(listener) => Ok(listener),
             None => Listener::unix(path, ownership, directory_mode).and_then(|listener| self.note(listener)),
@@ -128,7 +128,7 @@ impl Succession {
     pub(super) fn meet(&mut self) -> Result<(), BindError> {
         let Some(path) = self.at.clone() else { return Ok(()) };
         let address = Address::Unix(path.clone());
-        let passed = self.passed(&address, |passed| Listener::passed_unix(&path, None, passed));
+        let passed = self.passed(&address, |passed| Listener::passed_private(&path, passed));
         // Its own handle is made when it is needed.
         self.to_pass.retain(|(passed, _)| passed.label != address.to_string());
         self.meeting = match passed.map_or_else(|| Listener::private(&path), Ok) {
@@ -186,7 +186,7 @@ impl Succession {
 
     /// Takes charge once nothing else keeps this process from being ready; then waits until the next one has done the
     /// same, for ever if there is none.
-    pub(super) async fn run(self, cache: Cache, block: Option<BlockReady>) -> Result<(), BindError> {
+    pub(super) async fn run(self, cache: Cache, block: Option<BlockReady>) -> Result<Successor, BindError> {
         if let Some(inheritance) = self.inheritance {
             if let Some(block) = &block {
                 block.is_last().await;
@@ -202,8 +202,7 @@ impl Succession {
         match self.meeting {
             Some(meeting) => {
                 let estate = Estate::new(meeting, self.terms, self.to_pass, cache);
-                estate.map_err(|error| BindError::NotPassed { error })?.pass_on().await;
-                Ok(())
+                Ok(estate.map_err(|error| BindError::NotPassed { error })?.pass_on().await)
             }
             None => std::future::pending().await,
         }

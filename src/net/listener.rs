@@ -15,7 +15,7 @@ use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
 use tokio::time::sleep;
 
 use super::unix::UnixSocket;
-use super::{Address, Ownership, Passed, PassedOn, Peer, passed};
+use super::{Address, Ownership, Passed, PassedFile, PassedOn, Peer, passed};
 
 /// Why an address cannot be listened on.
 #[derive(Debug, Error)]
@@ -138,16 +138,38 @@ impl Listener {
         Self::on_file(path, socket, listener)
     }
 
-    /// Goes on listening on a Unix socket for another process, if its file is where `path` leads; the file gets the mode and
-    /// owner that it is to have. [`Listener::private`] is what it is without an ownership.
-    pub fn passed_unix(path: &Path, ownership: Option<Ownership>, passed: Passed) -> Result<Self, BindError> {
-        let fail = |error| BindError::Unix { path: path.to_owned(), doing: "take over", error };
-        let file = passed.file.ok_or_else(|| fail(io::Error::other("it has no file")))?;
-        let socket = UnixSocket::passed(path, ownership.unwrap_or(PRIVATE), file).map_err(fail)?;
-        if ownership.is_none() && !socket.is_private() {
+    /// Goes on listening on a Unix socket for another process; its file gets the mode and owner that it is to have. If that is
+    /// gone from where `path` leads, another one is made there, as by [`Listener::unix`].
+    pub fn passed_unix(
+        path: &Path,
+        ownership: Ownership,
+        directory_mode: Option<u32>,
+        passed: Passed,
+    ) -> Result<Self, BindError> {
+        let file = Self::file(path, passed.file)?;
+        match UnixSocket::passed(path, ownership, &file).map_err(|error| not_taken(path, error))? {
+            Some(socket) => Self::on_file(path, socket, passed.socket),
+            None => {
+                tracing::warn!(socket = %path.display(), "somebody has removed the socket of the old process: another one is made");
+                let (socket, listener) = UnixSocket::bind_again(path, ownership, directory_mode, file.lock)?;
+                Self::on_file(path, socket, listener)
+            }
+        }
+    }
+
+    /// The same of a [`Listener::private`], if its file is where `path` leads.
+    pub fn passed_private(path: &Path, passed: Passed) -> Result<Self, BindError> {
+        let file = Self::file(path, passed.file)?;
+        let socket = UnixSocket::passed(path, PRIVATE, &file).map_err(|error| not_taken(path, error))?;
+        let socket = socket.ok_or_else(|| not_taken(path, io::Error::other("it is gone")))?;
+        if !socket.is_private() {
             return Err(BindError::NotPrivate { path: path.to_owned() });
         }
         Self::on_file(path, socket, passed.socket)
+    }
+
+    fn file(path: &Path, file: Option<PassedFile>) -> Result<PassedFile, BindError> {
+        file.ok_or_else(|| not_taken(path, io::Error::other("it has no file")))
     }
 
     fn on_file(path: &Path, socket: UnixSocket, listener: impl Into<OwnedFd>) -> Result<Self, BindError> {
@@ -270,6 +292,10 @@ impl Listener {
             }
         }
     }
+}
+
+fn not_taken(path: &Path, error: io::Error) -> BindError {
+    BindError::Unix { path: path.to_owned(), doing: "take over", error }
 }
 
 fn awaited_tcp(stream: std::net::TcpStream, addr: SocketAddr) -> io::Result<(Stream, Peer)> {

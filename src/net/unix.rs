@@ -3,7 +3,7 @@
 use std::ffi::{OsStr, OsString};
 use std::fs::{self, File, OpenOptions};
 use std::io;
-use std::os::fd::{AsFd, AsRawFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt, PermissionsExt, chown, lchown};
 use std::os::unix::net::UnixListener;
 use std::path::Path;
@@ -41,10 +41,7 @@ impl UnixSocket {
         ownership: Ownership,
         directory_mode: Option<u32>,
     ) -> Result<(Self, UnixListener), BindError> {
-        let fail = |doing, error| BindError::Unix { path: path.to_owned(), doing, error };
-        let name = path.file_name().ok_or_else(|| BindError::NoFileName { path: path.to_owned() })?;
-        let folder = directory(path.parent().unwrap_or(Path::new("")), ownership, directory_mode)
-            .map_err(|error| fail("open or make the directory of", error))?;
+        let (folder, name) = Self::place(path, ownership, directory_mode)?;
         if folder.is_open_to_others().unwrap_or(true) {
             tracing::warn!(
                 socket = %path.display(),
@@ -58,25 +55,63 @@ impl UnixSocket {
             .mode(0o600)
             .custom_flags(CAUTIOUS)
             .open(folder.path().join(lock_name(name)))
-            .map_err(|error| fail("create the lock file of", error))?;
+            .map_err(|error| fail(path, "create the lock file of", error))?;
         lock.try_lock().map_err(|_| BindError::InUse { path: path.to_owned() })?;
+        Self::bind_under(lock, path, folder, name, ownership)
+    }
+
+    /// As [`Self::bind`], where another process has passed the lock.
+    pub(super) fn bind_again(
+        path: &Path,
+        ownership: Ownership,
+        directory_mode: Option<u32>,
+        lock: OwnedFd,
+    ) -> Result<(Self, UnixListener), BindError> {
+        let (folder, name) = Self::place(path, ownership, directory_mode)?;
+        Self::bind_under(lock.into(), path, folder, name, ownership)
+    }
+
+    fn place(
+        path: &Path,
+        ownership: Ownership,
+        directory_mode: Option<u32>,
+    ) -> Result<(Folder, &OsStr), BindError> {
+        let name = path.file_name().ok_or_else(|| BindError::NoFileName { path: path.to_owned() })?;
+        let folder = directory(path.parent().unwrap_or(Path::new("")), ownership, directory_mode);
+        Ok((folder.map_err(|error| fail(path, "open or make the directory of", error))?, name))
+    }
+
+    fn bind_under(
+        lock: File,
+        path: &Path,
+        folder: Folder,
+        name: &OsStr,
+        ownership: Ownership,
+    ) -> Result<(Self, UnixListener), BindError> {
         refuse_what_is_there(&folder.path().join(name), path)?;
-        let (identity, listener) = bind_in(&folder, name, ownership).map_err(|error| fail("bind", error))?;
+        let (identity, listener) =
+            bind_in(&folder, name, ownership).map_err(|error| fail(path, "bind", error))?;
         let passed_on = PassedOn::default();
         Ok((Self { folder, name: name.to_owned(), identity, lock, passed_on }, listener))
     }
 
-    /// Takes a socket's file over from another process, if it is the one at `path`, and gives it its mode and owner.
-    pub(super) fn passed(path: &Path, ownership: Ownership, file: PassedFile) -> io::Result<Self> {
+    /// Takes a socket's file over from another process, and gives it its mode and owner; nothing if it is not the one at
+    /// `path`.
+    pub(super) fn passed(path: &Path, ownership: Ownership, file: &PassedFile) -> io::Result<Option<Self>> {
         let name = path.file_name().ok_or(io::ErrorKind::InvalidFilename)?;
-        let folder = Folder::open(path.parent().unwrap_or(Path::new("")))?;
-        let itself = OpenOptions::new()
-            .read(true)
-            .custom_flags((OFlag::O_PATH | OFlag::O_NOFOLLOW).bits())
-            .open(folder.path().join(name))?;
+        let open = |path: &Path| {
+            let folder = Folder::open(path.parent().unwrap_or(Path::new("")))?;
+            let flags = (OFlag::O_PATH | OFlag::O_NOFOLLOW).bits();
+            let itself = OpenOptions::new().read(true).custom_flags(flags).open(folder.path().join(name))?;
+            io::Result::Ok((folder, itself))
+        };
+        let (folder, itself) = match open(path) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+            opened => opened?,
+        };
         let found = itself.metadata()?;
         if (found.dev(), found.ino()) != file.identity || !found.file_type().is_socket() {
-            return Err(io::Error::other("the socket that was passed is not the one that is there"));
+            return Ok(None);
         }
         let itself = format!("/proc/self/fd/{}", itself.as_raw_fd());
         if found.mode() & 0o777 != ownership.mode {
@@ -86,8 +121,8 @@ impl UnixSocket {
         if is_other(ownership.uid, found.uid()) || is_other(ownership.gid, found.gid()) {
             chown(&itself, ownership.uid, ownership.gid)?;
         }
-        let (identity, lock) = (file.identity, file.lock.into());
-        Ok(Self { folder, name: name.to_owned(), identity, lock, passed_on: PassedOn::default() })
+        let (identity, lock) = (file.identity, file.lock.try_clone()?.into());
+        Ok(Some(Self { folder, name: name.to_owned(), identity, lock, passed_on: PassedOn::default() }))
     }
 
     /// Another handle of what makes the file ours, for another process.
@@ -115,6 +150,10 @@ impl Drop for UnixSocket {
             let _ = fs::remove_file(path);
         }
     }
+}
+
+fn fail(path: &Path, doing: &'static str, error: io::Error) -> BindError {
+    BindError::Unix { path: path.to_owned(), doing, error }
 }
 
 fn lock_name(socket: &OsStr) -> OsString {
@@ -282,7 +321,7 @@ mod tests {
         let path = directory.path().join("s.sock");
         let (first, _listener) = UnixSocket::bind(&path, PRIVATE, None).unwrap();
         let public = Ownership { mode: 0o666, ..PRIVATE };
-        let second = UnixSocket::passed(&path, public, first.to_pass().unwrap()).unwrap();
+        let second = UnixSocket::passed(&path, public, &first.to_pass().unwrap()).unwrap().unwrap();
         assert_eq!(fs::metadata(&path).unwrap().mode() & 0o777, 0o666);
         first.passed_on().set(true);
         drop(first);
@@ -297,14 +336,14 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("s.sock");
         let (first, _listener) = UnixSocket::bind(&path, PRIVATE, None).unwrap();
-        let [passed, again] = [first.to_pass().unwrap(), first.to_pass().unwrap()];
+        let passed = first.to_pass().unwrap();
         fs::remove_file(&path).unwrap();
-        assert!(UnixSocket::passed(&path, PRIVATE, passed).is_err());
+        assert!(UnixSocket::passed(&path, PRIVATE, &passed).unwrap().is_none());
         let precious = directory.path().join("precious");
         fs::write(&precious, "kept").unwrap();
         fs::set_permissions(&precious, fs::Permissions::from_mode(0o644)).unwrap();
         std::os::unix::fs::symlink(&precious, &path).unwrap();
-        assert!(UnixSocket::passed(&path, PRIVATE, again).is_err());
+        assert!(UnixSocket::passed(&path, PRIVATE, &passed).unwrap().is_none());
         assert_eq!(fs::metadata(&precious).unwrap().mode() & 0o777, 0o644);
     }
 

@@ -46,6 +46,12 @@ impl Channel {
         self.0.write_all(&bytes[sent..]).await
     }
 
+    /// Waits until the other end is closed.
+    pub(super) async fn closed(&mut self) {
+        let mut ignored = [0; 64];
+        while self.0.read(&mut ignored).await.is_ok_and(|count| count > 0) {}
+    }
+
     pub(super) async fn receive<T: DeserializeOwned>(&mut self) -> io::Result<(T, Vec<OwnedFd>)> {
         let mut length = [0; LENGTH];
         let received =

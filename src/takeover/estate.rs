@@ -24,6 +24,17 @@ pub struct Estate {
     cache: Cache,
 }
 
+/// The process that has taken over.
+#[derive(Debug)]
+pub struct Successor(Channel);
+
+impl Successor {
+    /// Waits until it has ended, however that comes.
+    pub async fn gone(mut self) {
+        self.0.closed().await;
+    }
+}
+
 impl Estate {
     /// Of the listeners, further handles of their sockets. `at` is one of them by itself.
     pub fn new(
@@ -37,7 +48,7 @@ impl Estate {
     }
 
     /// Waits until another process has taken over.
-    pub async fn pass_on(self) {
+    pub async fn pass_on(self) -> Successor {
         loop {
             let (stream, peer) = self.at.accept_unix().await;
             let (uid, pid) = match peer {
@@ -49,7 +60,7 @@ impl Estate {
                 continue;
             }
             match self.pass_to(Channel::new(stream)).await {
-                Ok(()) => return,
+                Ok(successor) => return successor,
                 Err(error) => {
                     for (_, passed_on) in &self.listeners {
                         passed_on.set(false);
@@ -60,7 +71,7 @@ impl Estate {
         }
     }
 
-    async fn pass_to(&self, mut heir: Channel) -> io::Result<()> {
+    async fn pass_to(&self, mut heir: Channel) -> io::Result<Successor> {
         let claim = timeout(PATIENCE, self.offer(&mut heir)).await.map_err(|_| ErrorKind::TimedOut)??;
         tracing::info!(version = claim.version, "another process is about to take over");
         // As long as it takes: it is not ready before it serves as well as this one.
@@ -68,7 +79,7 @@ impl Estate {
         for (passed, passed_on) in &self.listeners {
             passed_on.set(taken.listeners.contains(&passed.label));
         }
-        Ok(())
+        Ok(Successor(heir))
     }
 
     /// Passes everything on. The other process serves nobody yet.

@@ -1,5 +1,6 @@
 //! The new process's side: it asks for what the old one has, and says when it is in charge.
 
+use std::future::pending;
 use std::io::{self, ErrorKind};
 use std::path::Path;
 
@@ -78,11 +79,7 @@ impl Inheritance {
         }
         let held = match withheld {
             Some(reason) => {
-                tracing::warn!(
-                    version,
-                    reason,
-                    "what the old process holds is not taken over; starting cold"
-                );
+                tracing::warn!(version, reason, "what the old process held is not taken over; starting cold");
                 None
             }
             None => {
@@ -106,11 +103,18 @@ impl Inheritance {
         self.held.take()
     }
 
-    /// Tells the old process that this one serves, by these listeners. What it has left over is closed.
+    /// Tells the old process that this one serves, by these listeners. What it has left over is closed. The connection stays
+    /// open until this process ends: so the old one, if it waits, learns of that.
     pub async fn take_charge(mut self, listeners: Vec<String>) {
         self.listeners.clear();
         match self.channel.send(&Taken { listeners }, &[]).await {
-            Ok(()) => tracing::info!("this process has taken over"),
+            Ok(()) => {
+                tracing::info!("this process has taken over");
+                tokio::spawn(async move {
+                    let _open = self.channel;
+                    pending::<()>().await;
+                });
+            }
             Err(error) => {
                 tracing::warn!(%error, "the old process has ended before it was taken over; going on without it");
             }

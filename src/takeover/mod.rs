@@ -26,7 +26,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 pub use self::entries::Held;
-pub use self::estate::Estate;
+pub use self::estate::{Estate, Successor};
 pub use self::heir::Inheritance;
 pub use self::stored::{restored, stored};
 

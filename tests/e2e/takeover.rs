@@ -199,6 +199,46 @@ async fn one_that_is_to_wait_serves_nobody_and_ends_when_told() {
 }
 
 #[tokio::test]
+async fn one_that_waits_is_there_again_when_the_other_one_ends() {
+    let (_private, socket) = private();
+    let (_aws, mut daemon) = warm(&socket, "after_takeover = \"wait\"").await;
+    for signal in ["TERM", "KILL"] {
+        let mut old = daemon.replace(&[]);
+        daemon.logs(TAKEN).await;
+        old.logs("waiting to be told to end").await;
+        daemon.signal(signal);
+        daemon.exit().await;
+        // Whoever started it starts it again.
+        assert_eq!(old.exit().await.code(), Some(0), "{signal}");
+        assert!(old.log().contains("the process that has taken over has ended"), "{}", old.log());
+        let _ended = daemon.replace(&[]);
+        daemon.wait_ready().await;
+        read_all(&daemon).await;
+    }
+}
+
+#[tokio::test]
+async fn a_socket_that_somebody_has_removed_is_made_again() {
+    let (_private, socket) = private();
+    let (aws, mut daemon) = warm(&socket, "").await;
+    let calls = aws.calls();
+    fs::remove_file(daemon.path("s.sock")).unwrap();
+    fs::remove_file(daemon.path(".s.sock.lock")).unwrap();
+    let mut old = daemon.replace(&[]);
+    daemon.logs(TAKEN).await;
+    assert!(daemon.log().contains("somebody has removed the socket of the old process"), "{}", daemon.log());
+    assert_eq!(old.exit().await.code(), Some(0));
+    read_all(&daemon).await;
+    let over_unix = Connection::open(&daemon.unix()).await.unwrap().get("/secret/hot/0", &[]).await.unwrap();
+    assert_eq!(over_unix.text(), "value of 0");
+    assert_eq!(aws.calls(), calls);
+    // It is the new one's to remove.
+    daemon.signal("TERM");
+    assert_eq!(daemon.exit().await.code(), Some(0));
+    assert!(!daemon.path("s.sock").exists());
+}
+
+#[tokio::test]
 async fn one_that_waits_has_forgotten_what_it_held() {
     if !is_root("read the memory of another process") {
         return;
