@@ -208,6 +208,19 @@ fn every_file_that_a_document_names_is_there() {
     assert!(found >= 20, "only {found} files are named");
 }
 
+#[test]
+fn every_crate_that_is_depended_on_has_its_reason() {
+    let manifest = fs::read_to_string(in_repository("Cargo.toml")).unwrap();
+    let section = manifest.split("\n[dependencies]\n").nth(1).unwrap().split("\n[").next().unwrap();
+    let crates: Vec<&str> =
+        section.lines().filter_map(|line| line.split_once(" = ")).map(|(name, _)| name).collect();
+    assert!(crates.len() >= 30, "{crates:?}");
+    let page = Page::read("docs/security.md".into());
+    let rows: BTreeSet<&str> = page.spans.iter().map(String::as_str).collect();
+    let missing: Vec<_> = crates.iter().filter(|name| !rows.contains(*name)).collect();
+    assert!(missing.is_empty(), "docs/security.md does not say why there are {missing:?}");
+}
+
 /// The words after the program's name, where a command runs smcached.
 fn arguments_of_smcached(command: &str) -> Option<Vec<&str>> {
     let is_assignment = |word: &&str| word.split_once('=').is_some_and(|(name, _)| !name.starts_with('-'));
