@@ -18,6 +18,15 @@ use crate::takeover::{self, Successor, Terms};
 /// How long the end waits for an output of the audit trail that does not take its last lines.
 const AUDIT_PATIENCE: Duration = Duration::from_secs(1);
 
+/// What is to come after a process that ends as it should.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Finish {
+    /// Nothing.
+    Ended,
+    /// The same again: the process that has taken over from this one may be gone.
+    StartAgain,
+}
+
 /// How long a process that is to wait does so. Whoever started it ends it by then, or needs it again.
 const WAIT_AT_MOST: Duration = Duration::from_mins(2);
 
@@ -49,7 +58,11 @@ pub(super) struct Ending {
 
 impl Ending {
     /// Ends all; at once if a further signal says so, or where a part has failed.
-    pub(super) async fn run(self, end: Result<End, AppError>, signals: &mut Signals) -> Result<(), AppError> {
+    pub(super) async fn run(
+        self,
+        end: Result<End, AppError>,
+        signals: &mut Signals,
+    ) -> Result<Finish, AppError> {
         let end = match end {
             Ok(end) => end,
             Err(error) => {
@@ -68,12 +81,17 @@ impl Ending {
             }
         };
         let mut is_told = successor.is_none();
-        self.readiness.start_draining();
+        let to_wait = successor.is_some() && self.after_takeover == AfterTakeover::Wait;
+        if to_wait {
+            self.readiness.stand_by();
+        } else {
+            self.readiness.start_draining();
+        }
         // The next process answers there. When a signal ends this one, nobody else does yet, even if the socket stays open.
         if !is_told && self.ops_passed_on.is_set() {
             tokio::spawn(self.ops_drain.finish());
         }
-        if is_told || self.after_takeover != AfterTakeover::Wait {
+        if !to_wait {
             self.service_manager.stopping().await;
         }
         // What is due is fetched by the next process, or not at all.
@@ -98,19 +116,22 @@ impl Ending {
             }
         }
         self.audit.finish(AUDIT_PATIENCE).await;
-        let to_wait = !is_told && self.after_takeover == AfterTakeover::Wait;
-        if let Some(successor) = successor.filter(|_| to_wait) {
+        if let Some(successor) = successor.filter(|_| to_wait && !is_told) {
             tracing::info!("nothing is left to do: waiting to be told to end");
             tokio::select! {
                 _ = signals.end() => {}
                 reason = needed_again(successor.gone()) => {
-                    tracing::warn!(reason, "ending without being told, to be started again");
+                    tracing::warn!(reason, "starting again");
+                    return Ok(Finish::StartAgain);
                 }
             }
+        }
+        if to_wait {
+            self.readiness.start_draining();
             self.service_manager.stopping().await;
         }
         tracing::info!("ended");
-        Ok(())
+        Ok(Finish::Ended)
     }
 }
 

@@ -8,6 +8,7 @@ mod parts;
 mod reload;
 mod succession;
 
+pub use self::ending::Finish;
 pub use self::parts::{aws_source, resolver};
 
 use std::net::SocketAddr;
@@ -123,7 +124,7 @@ pub async fn run(
     path: Option<PathBuf>,
     environment: &Environment,
     passed: PassedToProcess,
-) -> Result<(), AppError> {
+) -> Result<Finish, AppError> {
     environment.check()?;
     environment.check_upstream(&config)?;
     passed.sockets.check(&addresses(&config))?;

@@ -1,11 +1,14 @@
 //! `smcached serve`: the daemon.
 
+use std::env;
+use std::os::unix::process::CommandExt;
+use std::process::Command;
 use std::time::Duration;
 
 use tracing::Level;
 
 use super::{ConfigArgs, Exit, complain, load, unreadable};
-use crate::app;
+use crate::app::{self, Finish};
 use crate::config::{Config, Environment, LogFormat, LogLevel, config_path};
 use crate::hardening;
 use crate::net::PassedToProcess;
@@ -82,12 +85,23 @@ pub(super) fn run(args: ConfigArgs, environment: &Environment) -> Exit {
     });
     runtime.shutdown_timeout(SHUTDOWN_TIMEOUT);
     match ended {
-        Ok(()) => Exit::Success,
+        Ok(Finish::Ended) => Exit::Success,
+        Ok(Finish::StartAgain) => start_again(),
         Err((error, is_configuration)) => {
             tracing::error!(error, "smcached ends");
             if is_configuration { Exit::Usage } else { Exit::Failure }
         }
     }
+}
+
+/// Runs the daemon anew in this process. Its supervisor sees nothing of it: Kubernetes replaces a pod whose container has to be
+/// started again.
+fn start_again() -> Exit {
+    let mut words = env::args_os();
+    let name = words.next().unwrap_or_else(|| env!("CARGO_PKG_NAME").into());
+    let error = Command::new("/proc/self/exe").arg0(name).args(words).exec();
+    tracing::error!(%error, "smcached cannot be started again");
+    Exit::Failure
 }
 
 /// What makes the daemon safer and may be impossible here: then the log says so.

@@ -15,7 +15,15 @@ pub struct Readiness {
 #[derive(Debug, Default)]
 struct State {
     blockers: watch::Sender<BTreeSet<&'static str>>,
-    is_draining: watch::Sender<bool>,
+    phase: watch::Sender<Phase>,
+}
+
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+enum Phase {
+    #[default]
+    Serving,
+    StandingBy,
+    Draining,
 }
 
 /// As long as it lives, the process is not ready.
@@ -40,18 +48,24 @@ impl Readiness {
 
     /// Never ready again: the process is about to end.
     pub fn start_draining(&self) {
-        self.state.is_draining.send_replace(true);
+        self.state.phase.send_replace(Phase::Draining);
     }
 
-    /// Waits until the process is about to end: whoever holds a request up ends it then.
+    /// Another process serves in the place of this one, which ends what it does and stays at hand. As far as anybody need know
+    /// it is as ready as before.
+    pub fn stand_by(&self) {
+        self.state.phase.send_replace(Phase::StandingBy);
+    }
+
+    /// Waits until the process serves no longer: whoever holds a request up ends it then.
     pub async fn draining(&self) {
         // The sender lives as long as we do, so this ends only when it is so.
-        let _ = self.state.is_draining.subscribe().wait_for(|is_draining| *is_draining).await;
+        let _ = self.state.phase.subscribe().wait_for(|phase| *phase != Phase::Serving).await;
     }
 
     /// What stands between the process and readiness; empty when it is ready.
     pub fn reasons(&self) -> Vec<&'static str> {
-        let draining = self.state.is_draining.borrow().then_some("draining");
+        let draining = (*self.state.phase.borrow() == Phase::Draining).then_some("draining");
         self.state.blockers.borrow().iter().copied().chain(draining).collect()
     }
 }
@@ -123,6 +137,8 @@ mod tests {
         drop(listeners);
         assert_eq!(readiness.reasons(), ["preload"]);
         drop(preload);
+        assert!(readiness.reasons().is_empty());
+        readiness.stand_by();
         assert!(readiness.reasons().is_empty());
         readiness.start_draining();
         assert_eq!(readiness.reasons(), ["draining"]);

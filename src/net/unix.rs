@@ -42,12 +42,6 @@ impl UnixSocket {
         directory_mode: Option<u32>,
     ) -> Result<(Self, UnixListener), BindError> {
         let (folder, name) = Self::place(path, ownership, directory_mode)?;
-        if folder.is_open_to_others().unwrap_or(true) {
-            tracing::warn!(
-                socket = %path.display(),
-                "all users may write to the socket's directory, and put another socket in its place"
-            );
-        }
         let lock = OpenOptions::new()
             .write(true)
             .create(true)
@@ -77,8 +71,15 @@ impl UnixSocket {
         directory_mode: Option<u32>,
     ) -> Result<(Folder, &OsStr), BindError> {
         let name = path.file_name().ok_or_else(|| BindError::NoFileName { path: path.to_owned() })?;
-        let folder = directory(path.parent().unwrap_or(Path::new("")), ownership, directory_mode);
-        Ok((folder.map_err(|error| fail(path, "open or make the directory of", error))?, name))
+        let folder = directory(path.parent().unwrap_or(Path::new("")), ownership, directory_mode)
+            .map_err(|error| fail(path, "open or make the directory of", error))?;
+        if folder.is_open_to_others().unwrap_or(true) {
+            tracing::warn!(
+                socket = %path.display(),
+                "all users may write to the socket's directory, and put another socket in its place"
+            );
+        }
+        Ok((folder, name))
     }
 
     fn bind_under(
