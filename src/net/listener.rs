@@ -81,6 +81,12 @@ pub enum BindError {
     },
 }
 
+impl BindError {
+    pub(super) fn unix(path: &Path, doing: &'static str, error: io::Error) -> Self {
+        Self::Unix { path: path.to_owned(), doing, error }
+    }
+}
+
 /// How long to wait when the system has no descriptors left, before accepting again.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 
@@ -147,7 +153,9 @@ impl Listener {
         passed: Passed,
     ) -> Result<Self, BindError> {
         let file = Self::file(path, passed.file)?;
-        match UnixSocket::passed(path, ownership, &file).map_err(|error| not_taken(path, error))? {
+        match UnixSocket::passed(path, ownership, &file)
+            .map_err(|error| BindError::unix(path, "take over", error))?
+        {
             Some(socket) => Self::on_file(path, socket, passed.socket),
             None => {
                 tracing::warn!(socket = %path.display(), "somebody has removed the socket of the old process: another one is made");
@@ -160,8 +168,10 @@ impl Listener {
     /// The same of a [`Listener::private`], if its file is where `path` leads.
     pub fn passed_private(path: &Path, passed: Passed) -> Result<Self, BindError> {
         let file = Self::file(path, passed.file)?;
-        let socket = UnixSocket::passed(path, PRIVATE, &file).map_err(|error| not_taken(path, error))?;
-        let socket = socket.ok_or_else(|| not_taken(path, io::Error::other("it is gone")))?;
+        let socket = UnixSocket::passed(path, PRIVATE, &file)
+            .map_err(|error| BindError::unix(path, "take over", error))?;
+        let socket =
+            socket.ok_or_else(|| BindError::unix(path, "take over", io::Error::other("it is gone")))?;
         if !socket.is_private() {
             return Err(BindError::NotPrivate { path: path.to_owned() });
         }
@@ -169,15 +179,12 @@ impl Listener {
     }
 
     fn file(path: &Path, file: Option<PassedFile>) -> Result<PassedFile, BindError> {
-        file.ok_or_else(|| not_taken(path, io::Error::other("it has no file")))
+        file.ok_or_else(|| BindError::unix(path, "take over", io::Error::other("it has no file")))
     }
 
     fn on_file(path: &Path, socket: UnixSocket, listener: impl Into<OwnedFd>) -> Result<Self, BindError> {
-        let listener = passed::unix(listener.into()).map_err(|error| BindError::Unix {
-            path: path.to_owned(),
-            doing: "listen on",
-            error,
-        })?;
+        let listener =
+            passed::unix(listener.into()).map_err(|error| BindError::unix(path, "listen on", error))?;
         let passed_on = socket.passed_on().clone();
         let address = Address::Unix(path.to_owned());
         Ok(Self { passed_on, ..Self::of(Kind::Unix(listener, Some(socket)), &address) })
@@ -292,10 +299,6 @@ impl Listener {
             }
         }
     }
-}
-
-fn not_taken(path: &Path, error: io::Error) -> BindError {
-    BindError::Unix { path: path.to_owned(), doing: "take over", error }
 }
 
 fn awaited_tcp(stream: std::net::TcpStream, addr: SocketAddr) -> io::Result<(Stream, Peer)> {

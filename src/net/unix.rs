@@ -49,7 +49,7 @@ impl UnixSocket {
             .mode(0o600)
             .custom_flags(CAUTIOUS)
             .open(folder.path().join(lock_name(name)))
-            .map_err(|error| fail(path, "create the lock file of", error))?;
+            .map_err(|error| BindError::unix(path, "create the lock file of", error))?;
         lock.try_lock().map_err(|_| BindError::InUse { path: path.to_owned() })?;
         Self::bind_under(lock, path, folder, name, ownership)
     }
@@ -72,7 +72,7 @@ impl UnixSocket {
     ) -> Result<(Folder, &OsStr), BindError> {
         let name = path.file_name().ok_or_else(|| BindError::NoFileName { path: path.to_owned() })?;
         let folder = directory(path.parent().unwrap_or(Path::new("")), ownership, directory_mode)
-            .map_err(|error| fail(path, "open or make the directory of", error))?;
+            .map_err(|error| BindError::unix(path, "open or make the directory of", error))?;
         if folder.is_open_to_others().unwrap_or(true) {
             tracing::warn!(
                 socket = %path.display(),
@@ -91,7 +91,7 @@ impl UnixSocket {
     ) -> Result<(Self, UnixListener), BindError> {
         refuse_what_is_there(&folder.path().join(name), path)?;
         let (identity, listener) =
-            bind_in(&folder, name, ownership).map_err(|error| fail(path, "bind", error))?;
+            bind_in(&folder, name, ownership).map_err(|error| BindError::unix(path, "bind", error))?;
         let passed_on = PassedOn::default();
         Ok((Self { folder, name: name.to_owned(), identity, lock, passed_on }, listener))
     }
@@ -100,13 +100,13 @@ impl UnixSocket {
     /// `path`.
     pub(super) fn passed(path: &Path, ownership: Ownership, file: &PassedFile) -> io::Result<Option<Self>> {
         let name = path.file_name().ok_or(io::ErrorKind::InvalidFilename)?;
-        let open = |path: &Path| {
+        let open = || {
             let folder = Folder::open(path.parent().unwrap_or(Path::new("")))?;
             let flags = (OFlag::O_PATH | OFlag::O_NOFOLLOW).bits();
             let itself = OpenOptions::new().read(true).custom_flags(flags).open(folder.path().join(name))?;
             io::Result::Ok((folder, itself))
         };
-        let (folder, itself) = match open(path) {
+        let (folder, itself) = match open() {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
             opened => opened?,
         };
@@ -151,10 +151,6 @@ impl Drop for UnixSocket {
             let _ = fs::remove_file(path);
         }
     }
-}
-
-fn fail(path: &Path, doing: &'static str, error: io::Error) -> BindError {
-    BindError::Unix { path: path.to_owned(), doing, error }
 }
 
 fn lock_name(socket: &OsStr) -> OsString {
@@ -203,7 +199,7 @@ fn bind_in(folder: &Folder, name: &OsStr, ownership: Ownership) -> io::Result<((
 fn refuse_what_is_there(place: &Path, path: &Path) -> Result<(), BindError> {
     let found = match fs::symlink_metadata(place) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
-        Err(error) => return Err(BindError::Unix { path: path.to_owned(), doing: "look at", error }),
+        Err(error) => return Err(BindError::unix(path, "look at", error)),
         Ok(found) => found,
     };
     if !found.file_type().is_socket() {
@@ -214,11 +210,7 @@ fn refuse_what_is_there(place: &Path, path: &Path) -> Result<(), BindError> {
         Err(Errno::ECONNREFUSED | Errno::ENOENT) => Ok(()),
         // Somebody listens, and has more newcomers waiting than it takes.
         Ok(()) | Err(Errno::EAGAIN) => Err(BindError::InUse { path: path.to_owned() }),
-        Err(error) => Err(BindError::Unix {
-            path: path.to_owned(),
-            doing: "find out who listens on",
-            error: error.into(),
-        }),
+        Err(error) => Err(BindError::unix(path, "find out who listens on", error.into())),
     }
 }
 

@@ -8,8 +8,8 @@ use tokio::time::timeout;
 
 use super::channel::Channel;
 use super::{
-    Claim, Holdings, Listener as Announced, PATIENCE, PROTOCOL, Reply, Taken, Terms, difference, entries,
-    memory, network,
+    Claim, Holdings, Listener as Announced, PATIENCE, PROTOCOL, Reply, Taken, Terms, entries, memory,
+    network, withheld,
 };
 use crate::cache::Cache;
 use crate::net::{Listener, Passed, PassedOn, Peer};
@@ -97,11 +97,7 @@ impl Estate {
         let is_same_network = claim.network.is_some() && claim.network == network();
         let may_pass = |passed: &&(Passed, PassedOn)| passed.0.file.is_some() || is_same_network;
         let listeners: Vec<_> = self.listeners.iter().filter(may_pass).collect();
-        let withheld = if claim.format == entries::FORMAT {
-            difference(claim.source.as_ref(), self.terms.source.as_ref())
-        } else {
-            Some(format!("its format is {}, and the old one's {}", claim.format, entries::FORMAT))
-        };
+        let withheld = withheld(claim.format, claim.source.as_ref(), self.terms.source.as_ref());
         let reply = Reply::Granted {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             listeners: listeners.len(),

@@ -95,6 +95,19 @@ fn network() -> Option<(u64, u64)> {
     fs::metadata("/proc/self/ns/net").ok().map(|namespace| (namespace.dev(), namespace.ino()))
 }
 
+/// Why what is held in a format, by a process with one source, is of no use to another; `None` if it is.
+fn withheld(
+    format: u32,
+    theirs: Option<&BTreeMap<String, String>>,
+    ours: Option<&BTreeMap<String, String>>,
+) -> Option<String> {
+    if format == entries::FORMAT {
+        difference(theirs, ours)
+    } else {
+        Some(format!("its format is {format}, and the other's {}", entries::FORMAT))
+    }
+}
+
 /// Why what is held by a process with one source is of no use to one with another; `None` if it is.
 fn difference(
     theirs: Option<&BTreeMap<String, String>>,

@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 use tokio::time::Instant;
 
 use super::entries::{self, Held};
-use super::{Terms, difference, memory};
+use super::{Terms, memory, withheld};
 use crate::cache::Entry;
 
 /// The longest label.
@@ -69,11 +69,8 @@ pub(super) fn open(file: File, terms: &Terms, since_boot: Duration) -> io::Resul
     let mut label = vec![0; length as usize];
     file.read_exact(&mut label)?;
     let label: Label = serde_json::from_slice(&label)?;
-    if label.format != entries::FORMAT {
-        return Ok(Err(format!("its format is {}, and this one's {}", label.format, entries::FORMAT)));
-    }
-    if let Some(difference) = difference(label.source.as_ref(), terms.source.as_ref()) {
-        return Ok(Err(difference));
+    if let Some(reason) = withheld(label.format, label.source.as_ref(), terms.source.as_ref()) {
+        return Ok(Err(reason));
     }
     let now = Instant::now();
     let as_of = now.checked_sub(since_boot.saturating_sub(label.at)).unwrap_or(now);
