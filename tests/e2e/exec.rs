@@ -10,7 +10,7 @@ use tokio::time::{Instant, sleep};
 
 use crate::support::daemon::{Daemon, Setup, smcached};
 use crate::support::leaks;
-use crate::support::{ARN, eventually};
+use crate::support::{ARN, eventually, signal};
 
 const PATIENCE: Duration = Duration::from_secs(25);
 
@@ -57,8 +57,7 @@ impl Running {
     }
 
     fn signal(&self, name: &str) {
-        let status = Command::new("kill").arg(format!("-{name}")).arg(self.0.id().to_string()).status();
-        assert!(status.unwrap().success());
+        signal(self.0.id(), name);
     }
 
     async fn code(&mut self) -> Option<i32> {

@@ -44,24 +44,20 @@ fn has_helm() -> bool {
 /// Runs `tests/support/clients/chart.py`.
 fn chart(arguments: &[&str], input: &str) -> Output {
     let home = tempfile::tempdir().unwrap();
-    let mut command = python::script("kubernetes", "chart.py", home.path());
-    command.args(arguments).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
-    let mut process = command.spawn().unwrap();
-    process.stdin.take().unwrap().write_all(input.as_bytes()).unwrap_or_default();
-    process.wait_with_output().unwrap()
+    python::fed(python::script("kubernetes", "chart.py", home.path()).args(arguments), input)
 }
 
 /// The same for values of the chart.
-fn with_values(action: &[&str], values: &str) -> Output {
+fn with_values(action: &str, values: &str, more: &[&str]) -> Output {
     let file = tempfile::NamedTempFile::new().unwrap();
     fs::write(file.path(), values).unwrap();
     let (chart_path, path) = (in_repository(CHART).display().to_string(), file.path().display().to_string());
-    chart(&[&action[..1], &[&chart_path, &path], &action[1..]].concat(), "")
+    chart(&[&[action, &chart_path, &path], more].concat(), "")
 }
 
 /// What Helm makes of values: `manifests` and `notes`.
 fn rendered(values: &str) -> Value {
-    serde_json::from_str(&python::printed(&with_values(&["render"], values))).unwrap()
+    serde_json::from_str(&python::printed(&with_values("render", values, &[]))).unwrap()
 }
 
 /// The manifests of one of the [`SETS`].
@@ -119,7 +115,7 @@ fn kubernetes_accepts_what_each_set_of_values_makes() {
             let own: Vec<&str> = kinds.iter().filter(|kind| **kind == "PodMonitor").copied().collect();
             assert_eq!(unknown, own, "{set}, Kubernetes {version}");
         }
-        assert_eq!(python::printed(&with_values(&["lint"], &values_of(set))).trim(), "[]", "{set}");
+        assert_eq!(python::printed(&with_values("lint", &values_of(set), &[])).trim(), "[]", "{set}");
     }
 }
 
@@ -260,7 +256,7 @@ fn a_release_takes_over_from_itself_and_from_no_other() {
         return;
     }
     let place = |release: &str| {
-        let output = with_values(&["render", release], &values_of("minimal"));
+        let output = with_values("render", &values_of("minimal"), &[release]);
         let rendered: Value = serde_json::from_str(&python::printed(&output)).unwrap();
         let configuration = configuration(rendered["manifests"].as_array().unwrap()).to_owned();
         configuration.lines().find(|line| line.starts_with("takeover = ")).unwrap().to_owned()
@@ -335,7 +331,7 @@ fn bad_values_are_refused_by_an_error_that_names_them() {
         ("flyte: {enabled: true}", "flyte.enabled: needs"),
     ];
     for (values, expected) in bad {
-        let output = with_values(&["render"], values);
+        let output = with_values("render", values, &[]);
         let error = String::from_utf8_lossy(&output.stderr);
         assert!(!output.status.success() && error.contains(expected), "{values}: {error}");
     }

@@ -22,7 +22,7 @@ use crate::support::faults::Fault;
 use crate::support::leaks::{self, Secrets};
 use crate::support::memory::{Canaries, Leftover};
 use crate::support::tls::TlsFront;
-use crate::support::{ARN, eventually, is_root};
+use crate::support::{self, ARN, eventually, is_root};
 
 const PATIENCE: Duration = Duration::from_secs(30);
 
@@ -251,7 +251,7 @@ impl Sleeper {
     }
 
     fn end(&mut self, signal: &str) -> ExitStatus {
-        assert!(Command::new("kill").args([signal, &self.0.id().to_string()]).status().unwrap().success());
+        support::signal(self.0.id(), signal);
         self.0.wait().unwrap()
     }
 }
@@ -271,7 +271,7 @@ fn core_files(directory: &Path) -> Vec<String> {
 #[tokio::test]
 async fn a_crash_leaves_no_core_dump() {
     let directory = tempfile::tempdir().unwrap();
-    let status = Sleeper::start(WITH_DUMPS, directory.path()).end("-ABRT");
+    let status = Sleeper::start(WITH_DUMPS, directory.path()).end("ABRT");
     if !status.core_dumped() {
         // So does a pattern that leads nowhere.
         eprintln!("not shown that a dump would be seen: this system dumps no core of a plain command");

@@ -5,7 +5,7 @@
 
 use std::collections::BTreeSet;
 use std::fs;
-use std::io::{self, Write};
+use std::io;
 use std::process::Stdio;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -402,10 +402,8 @@ async fn check_rules(prometheus: &Prometheus) {
 /// What Grafana's own schema does not know of a dashboard.
 fn unknown_to_grafana(dashboard: &str) -> Vec<String> {
     let home = tempfile::tempdir().unwrap();
-    let mut command = python::script("python", "dashboard.py", home.path());
-    let mut process = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
-    process.stdin.take().unwrap().write_all(dashboard.as_bytes()).unwrap();
-    let unknown = python::printed(&process.wait_with_output().unwrap());
+    let output = python::fed(&mut python::script("python", "dashboard.py", home.path()), dashboard);
+    let unknown = python::printed(&output);
     let unknown: Vec<String> = serde_json::from_str(&unknown).unwrap();
     // Grafana writes it itself, beside `query`.
     unknown

@@ -22,7 +22,7 @@ use tokio::time::{Instant, sleep, timeout};
 use crate::support::client::{Address, Connection};
 use crate::support::daemon::{Daemon, Setup, TCP_PORT};
 use crate::support::fake_aws::FakeAws;
-use crate::support::{eventually, in_repository, is_root};
+use crate::support::{eventually, in_repository, is_root, signal};
 
 const SECRETS: &str = "[[secret]]\nname = \"a/b\"\nstring = \"hunter2-hunter2\"\n";
 
@@ -55,7 +55,7 @@ fn daemon_pid(daemon: &Daemon) -> String {
 }
 
 fn terminate(pid: &str) {
-    assert!(Command::new("kill").args(["-TERM", pid]).status().unwrap().success());
+    signal(pid.parse().unwrap(), "TERM");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

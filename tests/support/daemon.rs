@@ -13,7 +13,7 @@ use tokio::time::{Instant, sleep};
 
 use super::client::{self, Address, Answer};
 use super::leaks;
-use super::{eventually, free_ports};
+use super::{eventually, free_ports, signal};
 
 const PATIENCE: Duration = Duration::from_secs(20);
 
@@ -246,11 +246,6 @@ impl Drop for Predecessor {
         let _ = self.process.wait();
         leaks::check("a log", &fs::read(&self.log).unwrap_or_default());
     }
-}
-
-fn signal(pid: u32, name: &str) {
-    let status = Command::new("kill").arg(format!("-{name}")).arg(pid.to_string()).status();
-    assert!(status.unwrap().success());
 }
 
 /// Waits for the end of a process.

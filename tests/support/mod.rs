@@ -24,6 +24,7 @@ use std::io::Write;
 use std::net::{Ipv4Addr, TcpListener};
 use std::os::unix::fs::MetadataExt;
 use std::path::PathBuf;
+use std::process::Command;
 use std::time::Duration;
 
 use tokio::time::{Instant, sleep};
@@ -75,4 +76,10 @@ pub fn is_root(what: &str) -> bool {
         let _ = writeln!(std::io::stderr(), "NOT CHECKED: only root can {what}");
     }
     is_root
+}
+
+/// Sends a process a signal, such as `TERM`.
+pub fn signal(pid: u32, name: &str) {
+    let status = Command::new("kill").arg(format!("-{name}")).arg(pid.to_string()).status();
+    assert!(status.unwrap().success());
 }

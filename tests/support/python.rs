@@ -1,7 +1,8 @@
 //! Programs of the Python parts that `tests/run` installs: real clients, as their users run them.
 
+use std::io::Write;
 use std::path::Path;
-use std::process::{Command, Output};
+use std::process::{Command, Output, Stdio};
 
 use super::in_repository;
 
@@ -41,4 +42,13 @@ pub fn through<'a>(command: &'a mut Command, port: u16, token: &str) -> &'a mut 
 pub fn printed(output: &Output) -> String {
     assert!(output.status.success(), "{output:?}");
     String::from_utf8(output.stdout.clone()).unwrap()
+}
+
+/// Runs it with something to read.
+pub fn fed(command: &mut Command, input: &str) -> Output {
+    let mut process =
+        command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    // One that ends without reading all says why itself.
+    process.stdin.take().unwrap().write_all(input.as_bytes()).unwrap_or_default();
+    process.wait_with_output().unwrap()
 }
